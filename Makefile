@@ -45,9 +45,9 @@ fuzz: $(ENVIRONMENT) ## 10,000 damaged uploads (COUNT=n SEED=n), 100 odd request
 	@$(QUIET_THREADS) ODD_REQUESTS=100 $(BIN)/python -m pytest -n 0 --timeout 7200 \
 	  tests/api/test_openapi.py -k OddRequests
 
-drill: $(ENVIRONMENT) ## Kill every process of a running service at random (KILLS=n SEED=n); an hour
+drill: $(ENVIRONMENT) ## Kill every process of a running service at random (KILLS=n SEED=n SLOTS=n); an hour
 	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.kills --kills $(or $(KILLS),1000) \
-	  $(if $(SEED),--seed $(SEED))
+	  $(if $(SEED),--seed $(SEED)) $(if $(SLOTS),--slots $(SLOTS))
 
 check: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Lint, format, types, import contracts
 	@echo "check: lint, format, types, import contracts"

@@ -150,6 +150,13 @@ def _queues(session: Session) -> Iterator[core.Metric]:
             for state in ("idle", "busy")
         ],
     )
+    slots = workers.count_slots_by_queue(session)
+    yield _gauge(
+        "retort_queue_slots",
+        "Jobs that the workers online can run side by side, by queue that they take",
+        ("queue",),
+        [((queue,), slots.get(queue, 0)) for queue in broker.JOB_QUEUES],
+    )
 
 
 def _attempts(session: Session) -> Iterator[core.Metric]:

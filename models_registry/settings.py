@@ -150,6 +150,13 @@ class Settings(BaseSettings):
         description="Devices that one job may use on this worker; empty: its graphics cards, or 1. "
         "On processors, so many processes share the cores.",
     )
+    worker_slots: int = Field(
+        1,
+        ge=1,
+        le=MOST_DEVICES,
+        description="Jobs that a worker runs side by side, each on devices of its own; one engine "
+        "each, and on processors a share of the cores.",
+    )
     engine_warm: bool = Field(
         True,
         description="Fork engines from a process that has loaded torch (on Linux).",
@@ -230,6 +237,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"RETORT_HEARTBEAT_SECONDS is {self.heartbeat_seconds:g}: at most half of "
                 f"RETORT_LEASE_SECONDS ({self.lease_seconds:g}), or every lease is lost"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_slot_has_a_device(self) -> Self:
+        if self.worker_devices is not None and self.worker_devices < self.worker_slots:
+            raise ValueError(
+                f"RETORT_WORKER_SLOTS is {self.worker_slots}: at most RETORT_WORKER_DEVICES "
+                f"({self.worker_devices}), because each job needs a device; raise that, or leave "
+                "it empty"
             )
         return self
 

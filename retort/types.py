@@ -771,10 +771,13 @@ class Worker(Body):
     device: str | None = None
     devices: list[Any] = Field(default_factory=list)  # as the worker announced them
     offered_devices: int = 1  # to one job, at most
+    slots: int = 1  # engines side by side, at most
+    total_devices: int = 1  # that the slots share
     queues: list[str] = Field(default_factory=list)
     memory_bytes: int | None = None
     versions: Json = Field(default_factory=dict)
-    job_id: str | None = None
+    job_id: str | None = None  # the first of job_ids
+    job_ids: list[str] = Field(default_factory=list)  # of the caller
     started_at: datetime | None = None
     last_seen_at: datetime | None = None
 

@@ -39,7 +39,8 @@ app.conf.update(
     # A busy worker must not hoard messages that an idle one could take.
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
-    # One supervisor per slot; it never imports torch, so forking it is safe.
+    # One supervisor per slot; it never imports torch, so forking it is safe. `workers.__main__`
+    # says how many slots a worker of jobs has.
     worker_concurrency=1,
     worker_pool="prefork",
     # Cancel, pause and deadlines travel through the database.
@@ -103,6 +104,7 @@ def _announce(sender: Any, **_: Any) -> None:
         settings,
         worker_id=WORKER_ID,
         queues=queues,
+        slots=sender.controller.concurrency if set(queues) & set(broker.JOB_QUEUES) else 1,
         consumer=sender,
         beat=sender.controller.beat,  # None without --beat
     )

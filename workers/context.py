@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids, tracing
 from models_registry.persistence import broker, database, storage
 from models_registry.settings import Settings
+from workers.device_pool import DevicePool
 from workers.engine_launcher import EngineLauncher
 from workers.isolation import Isolation
 from workers.machine_health import MachineHealth
@@ -43,6 +44,7 @@ class Context:
     launcher: EngineLauncher
     shutting_down: threading.Event = field(default_factory=threading.Event)
     health: MachineHealth = field(default_factory=MachineHealth)
+    device_pool: DevicePool = field(default_factory=DevicePool)
     tracer: tracing.Tracer = tracing.OFF
     job_queues: tuple[str, ...] = broker.JOB_QUEUES
     """The queues whose jobs this worker takes."""
@@ -74,6 +76,7 @@ def build(
     worker_id: str | None = None,
     launcher: EngineLauncher | None = None,
     health: MachineHealth | None = None,
+    device_pool: DevicePool | None = None,
     job_queues: tuple[str, ...] = broker.JOB_QUEUES,
 ) -> Context:
     """Return a context with fresh connections; without `launcher`, with one of its own."""
@@ -94,6 +97,7 @@ def build(
         launcher=launcher
         or EngineLauncher(is_warm=settings.engine_warm, isolation=Isolation.of(settings)),
         health=health or MachineHealth(),
+        device_pool=device_pool or DevicePool(),
         tracer=tracing.start(settings, service="retort-worker"),
         job_queues=job_queues,
     )

@@ -122,16 +122,18 @@ class EngineLauncher:
         device: str,
         shares_cache: bool,
         talks: bool = False,
+        cards: str | None = None,
         stdout: int,
         stderr: int,
     ) -> Started:
         """Start `python -m MODULE ARGUMENTS...` in a session of its own.
 
         Isolated, it may write `workdir` alone, and with `shares_cache` what jobs have compiled;
-        with `talks` the processes that it starts may talk to each other.
+        with `talks` the processes that it starts may talk to each other. `cards` are the graphics
+        cards that it sees, as `CUDA_VISIBLE_DEVICES` names them; None: those of this process.
         Raises: OSError where no process can be started, or isolated.
         """
-        environment = scrubbed_environment(device)
+        environment = scrubbed_environment(device, cards=cards)
         plan = None
         if self._isolation is not None:
             plan = self._isolation.plan(workdir, shares_cache=shares_cache, talks=talks)
@@ -188,14 +190,37 @@ class EngineLauncher:
             self._server = None
 
 
-def scrubbed_environment(device: str) -> dict[str, str]:
-    """Return the environment of a child process, without credentials."""
+def scrubbed_environment(device: str, *, cards: str | None = None) -> dict[str, str]:
+    """Return the environment of a child process, without credentials; it sees these `cards`."""
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    if cards is not None:
+        kept["CUDA_VISIBLE_DEVICES"] = cards
     if device == "cpu":
         kept["CUDA_VISIBLE_DEVICES"] = ""  # this worker offers no GPU, even where there is one
     if "OMP_WAIT_POLICY" not in kept:
         kept.setdefault("GOMP_SPINCOUNT", _SPINS)
     return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def share_cores(slots: int) -> None:
+    """Let the engines of all slots together have as many threads as there are cores.
+
+    The same whether others run or not, since the bytes of a student depend on it. Whoever has set
+    OMP_NUM_THREADS has decided it.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
+
+
+def card_names(count: int) -> list[str]:
+    """Return the names by which an engine is told of each of `count` cards that torch has found.
+
+    Where CUDA_VISIBLE_DEVICES is set, torch counts its entries in their order.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible:
+        return [str(number) for number in range(count)]
+    return [name.strip() for name in visible.split(",")][:count]
 
 
 def _server_environment() -> dict[str, str]:

@@ -51,6 +51,7 @@ class EngineProcess:
         device: str = "auto",
         shares_cache: bool = False,
         talks: bool = False,
+        cards: str | None = None,
     ) -> None:
         self.log_path = workdir / "engine.log"
         self._log = self.log_path.open("ab")
@@ -64,6 +65,7 @@ class EngineProcess:
                 device=device,
                 shares_cache=shares_cache,
                 talks=talks,
+                cards=cards,
                 stdout=writing,
                 stderr=self._log.fileno(),
             )

@@ -20,14 +20,15 @@ from workers.distill.config import grouping
 def find(session: Session, lease: leases.Lease, *, limit: int) -> list[str]:
     """Return the ids of up to `limit` - 1 queued jobs, in the order in which they were queued.
 
-    No worker takes more than its share: six jobs and three idle machines make three pairs.
+    No slot takes more than its share: six jobs and three idle machines make three pairs, and so
+    do six jobs and one worker with three slots.
     """
     leader = session.get_one(tables.JobRow, lease.job_id)
     candidates = leases.find_groupable(session, lease)
     if not candidates:
         return []
     recipe = inputs.recipe_of(session, leader)
-    takers = max(1, workers.count_takers(session, queue=leader.queue))
+    takers = max(1, workers.count_slots(session, queue=leader.queue))
     fitting = [leader.id]
     for job in candidates:
         if len(fitting) == limit * takers:

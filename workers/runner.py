@@ -42,6 +42,7 @@ from workers.machine_health import MachineFault
 log = structlog.get_logger()
 
 _TICK_SECONDS = 0.2
+_LOOK_AGAIN_SECONDS = 2.0
 _MOST_SKIPPED = 20
 _TRACE_LINES = 30
 _NAME_CHARACTERS = 500
@@ -66,51 +67,86 @@ def run_next(context: Context, announced: str) -> str | None:
     """Work on the job whose turn it is, of those that this worker takes; return its id, if any.
 
     `announced` is the job that a message names. A job for which there is no room here, or that
-    another worker has claimed a moment before, is passed over.
+    another worker has claimed a moment before, is passed over. Where jobs wait, and other slots of
+    this worker have the devices that they need, this slot waits for these, and takes no message.
     """
+    message: str | None = announced
     skipped: set[str] = set()
     while len(skipped) < _MOST_SKIPPED and context.health.suspension is None:
-        choice = _Choice(context, announced, frozenset(skipped))
-        try:
-            job_id = context.persist(choice, hopeless=context.shutting_down.is_set)
-        except errors.Unavailable as error:
-            log.warning("claim_given_up", because=str(error))
-            return None
-        if job_id is None:
+        with contextlib.ExitStack() as turn:
+            has_turn = turn.enter_context(
+                context.device_pool.turn(hopeless=context.shutting_down.is_set)
+            )
+            if not has_turn:
+                return None
+            choice = _Choice(context, message, frozenset(skipped))
+            try:
+                chosen = context.persist(choice, hopeless=context.shutting_down.is_set)
+            except errors.Unavailable as error:
+                log.warning("claim_given_up", because=str(error))
+                return None
+            if chosen.job_id is not None:
+                if _run_chosen(context, chosen, turn) is not None:
+                    return chosen.job_id
+                skipped.add(chosen.job_id)
+        if chosen.job_id is None and not chosen.awaits_devices:
             log.info("nothing_claimable", skipped=sorted(skipped))
             return None
-        with logs.bind(job_id=job_id):
-            state = run_job(context, job_id)
-        if state is not None:
-            return job_id
-        skipped.add(job_id)
+        if chosen.job_id is None:
+            if message is not None:
+                log.info("devices_awaited")
+            if context.shutting_down.wait(_LOOK_AGAIN_SECONDS):
+                return None
+        message = None  # it has been answered: the job it names is chosen, or has a new one
     log.warning("job_left_to_others", job_id=announced, skipped=len(skipped))
     return None
 
 
+def _run_chosen(
+    context: Context, chosen: leases.NextJob, turn: contextlib.ExitStack
+) -> State | None:
+    """Take devices for the chosen job and work on it; the turn ends once it is claimed."""
+    if chosen.job_id is None:
+        raise ValueError("no job was chosen")
+    devices = context.device_pool.take(chosen.devices)
+    try:
+        with logs.bind(job_id=chosen.job_id, devices=devices):
+            return run_job(context, chosen.job_id, devices=devices, on_claimed=turn.close)
+    finally:
+        context.device_pool.release()
+
+
 @dataclass(frozen=True)
 class _Choice:
-    """Finds out whose turn it is."""
+    """Finds out whose turn it is, in this slot's turn."""
 
     context: Context
-    announced: str
+    announced: str | None
     skipped: frozenset[str]
 
-    def __call__(self, session: Session) -> str | None:
+    def __call__(self, session: Session) -> leases.NextJob:
         return leases.choose(
             session,
             announced=self.announced,
             queues=self.context.job_queues,
             devices=workers.offered_devices(session, worker_id=self.context.worker_id),
+            free_devices=self.context.device_pool.count_free(),
             running_limit=self.context.settings.quota_jobs_running,
             skipped=self.skipped,
         )
 
 
-def run_job(context: Context, job_id: str) -> State | None:
+def run_job(
+    context: Context,
+    job_id: str,
+    *,
+    devices: Sequence[int] = (),
+    on_claimed: Callable[[], None] = lambda: None,
+) -> State | None:
     """Work on a job if it can be claimed; return the state it was left in, None where unclaimed.
 
-    Other jobs of its study may be claimed with it, to share its engine.
+    Other jobs of its study may be claimed with it, to share its engine. `on_claimed` is called when
+    all are. `devices` are those of this worker that the engine may use; none: all of them.
     """
     if context.health.suspension is not None:
         log.warning("job_left_to_others", job_id=job_id, because=context.health.suspension.message)
@@ -130,7 +166,8 @@ def run_job(context: Context, job_id: str) -> State | None:
                 attempts += [other] if other is not None else []
         except errors.StaleFence as error:
             leader.give_up(str(error))
-        _Run(context, attempts, guard).run()
+        on_claimed()
+        _Run(context, attempts, guard, devices).run()
     for attempt in attempts:
         attempt.return_lost()
     return leader.state
@@ -222,10 +259,17 @@ class _Run:
     _workdir: Path  # from `run` on
     _log: LogShipping  # from the start of the engine on
 
-    def __init__(self, context: Context, attempts: list[Attempt], guard: EngineGuard) -> None:
+    def __init__(
+        self,
+        context: Context,
+        attempts: list[Attempt],
+        guard: EngineGuard,
+        devices: Sequence[int] = (),
+    ) -> None:
         self._context = context
         self._attempts = attempts
         self._guard = guard
+        self._devices = devices
         self._is_shared = len(attempts) > 1
 
     @property
@@ -286,6 +330,7 @@ class _Run:
                 self._hand_back_unfit(fault)
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
+        self._context.device_pool.promise(0)
         self._end_unwanted()
         while self._open and not launcher.wait_ready(_TICK_SECONDS):
             self._end_unwanted()
@@ -303,6 +348,7 @@ class _Run:
                 device=device,
                 shares_cache=True,
                 talks=any(attempt.inputs.recipe["devices"] > 1 for attempt in self._open),
+                cards=self._context.device_pool.cards_of(self._devices),
             ) as engine,
             self._guard.watching(engine),
         ):

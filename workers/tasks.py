@@ -33,6 +33,7 @@ def _context() -> context.Context:
         settings,
         worker_id=WORKER_ID,
         health=worker_registration.health,
+        device_pool=worker_registration.device_pool,
         job_queues=tuple(name for name in broker.JOB_QUEUES if name in taken),
     )
     threading.Thread(target=_forward_shutdown, args=(built,), daemon=True).start()

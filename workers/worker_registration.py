@@ -29,6 +29,7 @@ from models_registry.jobs import workers
 from models_registry.persistence import broker, database
 from models_registry.settings import Settings
 from workers import engine_launcher, gpu_utilisation, machine_health
+from workers.device_pool import DevicePool
 from workers.erased_inputs import ErasedInputs
 from workers.forked_state import ForkedFlag
 from workers.isolation import Isolation
@@ -40,6 +41,8 @@ log = structlog.get_logger()
 shutting_down = ForkedFlag()
 # Shared in the same way: the supervisor meets what is wrong with the machine.
 health = MachineHealth()
+# And the devices that this process finds.
+device_pool = DevicePool()
 
 _DESCRIBE_SECONDS = 120
 _REVIEW_SECONDS = 1.0
@@ -74,11 +77,13 @@ def start(
     *,
     worker_id: str,
     queues: list[str],
+    slots: int = 1,
     consumer: Consumer | None = None,
     beat: Beat | None = None,
 ) -> None:
     """Register this worker, and send heartbeats from a thread.
 
+    `slots` is how many processes run jobs.
     `consumer` takes the messages of these queues, and takes none while the machine is suspended.
     A worker whose `beat` has ended shuts down: nobody would start that alone again, and without it
     there is no maintenance.
@@ -86,7 +91,7 @@ def start(
     global _thread
     _thread = threading.Thread(
         target=_run,
-        args=(settings, worker_id, queues, consumer, beat),
+        args=(settings, worker_id, queues, slots, consumer, beat),
         name="worker-registration",
         daemon=True,
     )
@@ -104,6 +109,7 @@ def _run(
     settings: Settings,
     worker_id: str,
     queues: list[str],
+    slots: int,
     consumer: Consumer | None,
     beat: Beat | None,
 ) -> None:
@@ -112,7 +118,7 @@ def _run(
     # It takes seconds to load torch, in which the machine may already be found unfit.
     described: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     describing = threading.Thread(
-        target=lambda: described.put(_description(settings, queues)),
+        target=lambda: described.put(_description(settings, queues, slots)),
         name="worker-description",
         daemon=True,
     )
@@ -122,6 +128,8 @@ def _run(
         "versions": {},
         "isolation": None,
         "offered_devices": 1,
+        "slots": slots,
+        "total_devices": 1,
     }
     # Every project sees it, and the names of machines are the operator's.
     name = settings.worker_name or f"worker-{worker_id[-6:]}"
@@ -143,6 +151,7 @@ def _run(
         with contextlib.suppress(queue.Empty):
             description = described.get_nowait()
             is_announced = False
+            device_pool.offer(description["total_devices"], cards=description["cards"])
         is_due = time.monotonic() - written_at >= settings.heartbeat_seconds
         if is_announced and suspension == known and not is_due:
             continue
@@ -224,6 +233,8 @@ def _write(
                     versions=description["versions"],
                     isolation=description["isolation"],
                     offered_devices=description["offered_devices"],
+                    slots=description["slots"],
+                    total_devices=description["total_devices"],
                 )
             elif stopping:
                 workers.stopped(session, worker_id=worker_id)
@@ -237,8 +248,8 @@ def _write(
     return True
 
 
-def _description(settings: Settings, queues: list[str]) -> dict[str, Any]:
-    """Return devices, versions and isolation.
+def _description(settings: Settings, queues: list[str], slots: int = 1) -> dict[str, Any]:
+    """Return devices, versions, isolation, and how jobs share the devices.
 
     Only workers for jobs list devices: to load torch for it takes seconds and memory.
     """
@@ -249,6 +260,31 @@ def _description(settings: Settings, queues: list[str]) -> dict[str, Any]:
         **found,
         "isolation": _isolation(settings),
         "offered_devices": _offered_devices(settings, found["devices"]),
+        **_shared_devices(settings, found["devices"], slots),
+    }
+
+
+# Any: slots, total_devices and cards.
+def _shared_devices(
+    settings: Settings, devices: Sequence[Mapping[str, Any]], slots: int
+) -> dict[str, Any]:
+    """Return how many slots can be used, the devices they share, and names of those to be pinned.
+
+    On processors each slot has a device at least. Where the devices are not known, there is one:
+    two jobs might get the same card.
+    """
+    cards = sum(device["kind"] == "cuda" for device in devices)
+    if cards:
+        total = min(settings.worker_devices or cards, cards)
+    else:
+        total = settings.worker_devices or (slots if devices else 1)
+    if slots > total:
+        log.warning("slots_without_device", slots=slots, devices=total)
+    return {
+        "slots": min(slots, total),
+        "total_devices": total,
+        # One slot leaves its engine what the worker sees.
+        "cards": engine_launcher.card_names(total) if cards and slots > 1 else [],
     }
 
 

@@ -25,6 +25,6 @@ def index(
     return lists.ListRead.of(
         page,
         lambda row: bodies.WorkerRead.of(
-            row, state=workers.state(row, now=now), job_id=holding.get(row.id)
+            row, state=workers.state(row, now=now), job_ids=holding.get(row.id, [])
         ),
     )

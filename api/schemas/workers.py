@@ -46,6 +46,10 @@ class WorkerRead(rows.RowRead):
         description="How many devices one job may use here at most; jobs that need more wait for "
         "another worker."
     )
+    slots: int = Field(
+        description="How many engines run here side by side at most, each on devices of its own."
+    )
+    total_devices: int = Field(description="How many devices the slots share.")
     memory_bytes: int
     versions: dict[str, Any]
     isolation: dict[str, IsolationMeasureRead] | None = Field(
@@ -53,17 +57,24 @@ class WorkerRead(rows.RowRead):
         "machine: `uid`, `inputs`, `network`, `sockets`, `files`, `processes`, `privileges`, "
         "`memory`, `limits`. Null while that is not known."
     )
-    job_id: str | None = Field(description="The job that it holds, if it is the caller's.")
+    job_id: str | None = Field(
+        description="The first of `job_ids`; null where it holds no job of the caller's."
+    )
+    job_ids: list[str] = Field(
+        description="The caller's jobs that it holds, the first to be submitted first: several "
+        "where slots run side by side, or jobs of one study share an engine."
+    )
     started_at: datetime
     last_seen_at: datetime
 
     @classmethod
-    def of(cls, worker: tables.WorkerRow, *, state: str, job_id: str | None) -> Self:
+    def of(cls, worker: tables.WorkerRow, *, state: str, job_ids: list[str]) -> Self:
         """Return the body of a row."""
         first = worker.devices[0] if worker.devices else None
         return cls.from_row(
             worker,
             state=state,
             device=str(first.get("name")) if isinstance(first, dict) else first,
-            job_id=job_id,
+            job_id=job_ids[0] if job_ids else None,
+            job_ids=job_ids,
         )

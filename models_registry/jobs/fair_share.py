@@ -19,6 +19,8 @@ from models_registry.jobs import lifecycle
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import database, tables
 
+PASSING = timedelta(minutes=10)
+"""How long after its place in the order a job can be passed by jobs that need fewer devices."""
 AGING = timedelta(minutes=30)
 """How much longer a job must have waited to go before one whose priority is higher by 1."""
 
@@ -81,6 +83,14 @@ def next_job(
         candidate.c.project_id,
     )
     return session.scalars(query.order_by(*order).limit(1)).one_or_none()
+
+
+def can_be_passed(job: tables.JobRow, now: datetime) -> bool:
+    """Return whether jobs that need fewer devices may go before a job whose turn it is.
+
+    So devices are not idle while it waits for enough of them, and it does not wait for ever.
+    """
+    return now < job.claim_order_at + PASSING
 
 
 def take_turn(session: Session, *, project_id: str, running_limit: int | None) -> bool:

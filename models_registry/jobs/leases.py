@@ -39,6 +39,18 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class NextJob:
+    """What a slot of a worker should do now."""
+
+    job_id: str | None
+    """The job to claim."""
+    devices: int = 0
+    """How many devices it needs."""
+    awaits_devices: bool = False
+    """Whether a job's turn has come for which too few devices of this worker are free."""
+
+
+@dataclass(frozen=True)
 class MetricSample:
     """One value of one metric."""
 
@@ -61,52 +73,75 @@ class OutputFile:
 def choose(
     session: Session,
     *,
-    announced: str,
+    announced: str | None,
     queues: Collection[str],
     devices: int = 1,
+    free_devices: int | None = None,
     running_limit: int | None = None,
     skipped: Collection[str] = (),
-) -> str | None:
-    """Return the id of the job that is next for a worker that was told of an `announced` one.
+) -> NextJob:
+    """Return the job that is next for a worker that was told of an `announced` one.
 
     A message says that there is work, not whose turn it is. If another job is next, the announced
     one still needs a message, and gets a new one; if it waits because its project runs as many
     jobs as it may, it says so, and gets its message when one of them ends. A job that needs more
     than the `devices` that this worker offers says so, and is announced again later.
+
+    Of these, `free_devices` are free (None: all). A job whose turn it is and that needs more of
+    them is passed by smaller ones for a while (`fair_share.PASSING`); then they are kept for it.
     """
-    chosen = fair_share.next_job(
-        session,
-        queues=queues,
-        devices=devices,
-        running_limit=running_limit,
-        skipped=skipped,
-    )
-    if chosen == announced or announced in skipped:
-        return chosen
+
+    def find(most: int) -> str | None:
+        return fair_share.next_job(
+            session, queues=queues, devices=most, running_limit=running_limit, skipped=skipped
+        )
+
+    free = devices if free_devices is None else min(free_devices, devices)
+    now = database.now(session)
+    first = chosen = find(devices)
+    if first is not None and free < devices:
+        foremost = session.get_one(tables.JobRow, first, populate_existing=True)
+        if foremost.devices > free:
+            if announced is not None and foremost.devices > 1:
+                _tell_waiting_for_devices(session, foremost)
+            chosen = find(free) if free and fair_share.can_be_passed(foremost, now) else None
+    needed = 0 if chosen is None else session.get_one(tables.JobRow, chosen).devices
+    turn = NextJob(chosen, needed, awaits_devices=chosen != first)
+    if announced is None or chosen == announced or announced in skipped:
+        return turn
     job = session.get(
         tables.JobRow, announced, populate_existing=True, with_for_update={"key_share": True}
     )
-    now = database.now(session)
     if job is None or job.state != State.QUEUED or job.not_before > now:
-        return chosen
+        return turn
     if job.devices > devices:
         message = (
             f"The job needs {job.devices} devices, and the worker that was asked offers {devices}; "
             "it waits for another one."
         )
         decline(session, job_id=job.id, message=message, reason=Reason.TOO_FEW_DEVICES)
-        return chosen
+        return turn
     project = session.get_one(tables.ProjectRow, job.project_id, populate_existing=True)
     limit = fair_share.running_limit_of(project, running_limit)
     held = fair_share.count_held(session, project_id=project.id)
     if limit is not None and held >= limit:
         _wait_for_quota(session, job, held=held, limit=limit)
-    elif chosen is not None and not skipped and job.state_reason != Reason.NO_ROOM:
+    elif first is not None and not skipped and job.state_reason != Reason.NO_ROOM:
         # Once a message: each turn that finds no room would double it. What found none itself is
         # announced by the sweep, after pauses that grow.
         transitions.announce(session, job, now)
         session.flush()
-    return chosen
+    return turn
+
+
+def _tell_waiting_for_devices(session: Session, job: tables.JobRow) -> None:
+    """Say in a job's state that it waits until enough devices of one worker are free."""
+    minutes = fair_share.PASSING.total_seconds() / 60
+    message = (
+        f"The job needs {job.devices} devices of one worker at a time, and fewer are free. Jobs "
+        f"that need fewer go before it for {minutes:g} minutes; then devices are kept for it."
+    )
+    decline(session, job_id=job.id, message=message, reason=Reason.TOO_FEW_DEVICES)
 
 
 def _wait_for_quota(session: Session, job: tables.JobRow, *, held: int, limit: int) -> None:

@@ -25,11 +25,14 @@ def announce(
     versions: dict[str, str],
     isolation: dict[str, Any] | None = None,
     offered_devices: int = 1,
+    slots: int = 1,
+    total_devices: int = 1,
 ) -> tables.WorkerRow:
     """Register a worker process, or update its registration.
 
     `isolation` has, by measure, whether it `is_active` and a `detail`; None while that is unknown.
-    `offered_devices` is how many a job may use at most.
+    `offered_devices` is how many a job may use at most, `slots` how many jobs run side by side, on
+    `total_devices` in all.
     """
     now = database.now(session)
     row = session.get(tables.WorkerRow, worker_id)
@@ -39,6 +42,7 @@ def announce(
     row.name, row.queues, row.devices = name, queues, devices
     row.memory_bytes, row.versions, row.last_seen_at = memory_bytes, versions, now
     row.isolation, row.offered_devices = isolation, offered_devices
+    row.slots, row.total_devices = slots, total_devices
     session.flush()
     return row
 
@@ -86,7 +90,7 @@ def state(worker: tables.WorkerRow, *, now: datetime) -> str:
 
 def anyone_takes(session: Session, *, queue: str) -> bool:
     """Return whether a worker that takes messages of `queue` is online."""
-    return count_takers(session, queue=queue) > 0
+    return count_slots(session, queue=queue) > 0
 
 
 def offered_devices(session: Session, *, worker_id: str) -> int:
@@ -98,21 +102,24 @@ def offered_devices(session: Session, *, worker_id: str) -> int:
 
 def most_devices(session: Session, *, queue: str) -> int:
     """Return the most devices that an online worker of `queue` offers a job; 0 without any."""
-    return max((most for queues, most in _online(session) if queue in queues), default=0)
+    return max((row.offered_devices for row in _online(session) if queue in row.queues), default=0)
 
 
-def count_takers(session: Session, *, queue: str) -> int:
-    """Return how many workers that take messages of `queue` are online, and not suspended."""
-    return sum(queue in queues for queues, _ in _online(session))
+def count_slots(session: Session, *, queue: str) -> int:
+    """Return the slots of the workers that take messages of `queue`, are online, not suspended."""
+    return sum(row.slots for row in _online(session) if queue in row.queues)
 
 
-def _online(session: Session) -> Sequence[tuple[list[Any], int]]:
-    """Return queues and offered devices of the workers that are online, and not suspended."""
+# Any: queues, offered_devices and slots.
+def _online(session: Session) -> Sequence[sa.Row[Any]]:
+    """Return what the workers offer that are online, and not suspended."""
     recently = database.now(session) - SILENT_AFTER
-    return [(queues, most) for queues, most in session.execute(_ONLINE, {"recently": recently})]
+    return session.execute(_ONLINE, {"recently": recently}).all()
 
 
-_ONLINE = sa.select(tables.WorkerRow.queues, tables.WorkerRow.offered_devices).where(
+_ONLINE = sa.select(
+    tables.WorkerRow.queues, tables.WorkerRow.offered_devices, tables.WorkerRow.slots
+).where(
     tables.WorkerRow.stopped_at.is_(None),
     tables.WorkerRow.last_seen_at > sa.bindparam("recently", type_=database.UTCDateTime()),
     tables.WorkerRow.fault.is_(None),
@@ -151,6 +158,14 @@ def count_by_queue(session: Session) -> dict[tuple[str, bool], int]:
     return Counter((queue, busy) for queues, busy in session.execute(online) for queue in queues)
 
 
+def count_slots_by_queue(session: Session) -> dict[str, int]:
+    """Return how many jobs the workers online can run side by side, by queue that they take."""
+    slots: Counter[str] = Counter()
+    for row in _online(session):
+        slots.update(dict.fromkeys(row.queues, row.slots))
+    return slots
+
+
 def mean_gpu_utilisation(session: Session) -> dict[bool, float]:
     """Return the mean utilisation of online workers' cards by whether they hold a job, 0 to 1."""
     row, job = tables.WorkerRow, tables.JobRow
@@ -173,14 +188,15 @@ def page(session: Session, *, wanted: paging.PageRequest) -> paging.Page[tables.
     return paging.take(session, statement, by=(row.started_at, row.id), wanted=wanted)
 
 
-def busy_with(session: Session, *, project_id: str, worker_ids: Sequence[str]) -> dict[str, str]:
-    """Return which of the project's jobs each of these workers holds, by worker.
-
-    Of several that share an engine, the first to be submitted is named.
-    """
+def busy_with(
+    session: Session, *, project_id: str, worker_ids: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return which of the project's jobs each of these workers holds, oldest first, by worker."""
     row = tables.JobRow
     held = sa.select(row.lease_owner, row.id).where(
         row.project_id == project_id, row.lease_owner.in_(worker_ids)
     )
-    newest_first = held.order_by(row.created_at.desc(), row.id.desc())
-    return {str(owner): job_id for owner, job_id in session.execute(newest_first)}
+    jobs: dict[str, list[str]] = {}
+    for owner, job_id in session.execute(held.order_by(row.created_at, row.id)):
+        jobs.setdefault(str(owner), []).append(job_id)
+    return jobs

@@ -647,6 +647,8 @@ class WorkerRow(Row):
     # How its engines are isolated, by measure: is_active, detail.
     isolation: Mapped[dict[str, Any] | None]
     offered_devices: Mapped[int] = mapped_column(default=1)  # a job may use so many at most
+    slots: Mapped[int] = mapped_column(default=1)  # so many engines run side by side at most
+    total_devices: Mapped[int] = mapped_column(default=1)  # that its slots share
 
 
 class FederationRow(Row):

@@ -90,9 +90,15 @@ class TestWorkers:
                 devices=[],
                 memory_bytes=1,
                 versions={},
+                slots=3,
+                total_devices=4,
             )
         [entry] = client.get("/v1/workers").json()["data"]
         assert entry["queues"] == ["cpu"]
+        assert (entry["slots"], entry["total_devices"]) == (3, 4)
+        text = client.get("/metrics").text
+        assert 'retort_queue_slots{queue="cpu"} 3.0' in text
+        assert 'retort_queue_slots{queue="cuda"} 0.0' in text
 
     def test_tell_only_of_the_callers_own_jobs(
         self,
@@ -108,9 +114,12 @@ class TestWorkers:
                 factories.teacher(session, storage, project_id=owner.id)
                 job = factories.job(session, project_id=owner.id)
                 factories.running(session, job, worker_id=worker_id)
-        found = {w["name"]: w["job_id"] for w in client.get("/v1/workers").json()["data"]}
-        assert found["mine"].startswith("job_")
-        assert found["theirs"] is None
+            beside = factories.job(session, project_id=project.id)
+            factories.running(session, beside, worker_id=mine)
+        found = {w["name"]: w for w in client.get("/v1/workers").json()["data"]}
+        assert found["mine"]["job_ids"] == [found["mine"]["job_id"], beside.id]
+        assert found["mine"]["job_id"].startswith("job_")
+        assert (found["theirs"]["job_id"], found["theirs"]["job_ids"]) == (None, [])
 
 
 class TestAnyoneTakes:

@@ -127,6 +127,7 @@ class Drill:
     api_key: str
     parts: dict[str, Part]
     rng: random.Random
+    in_flight: int = IN_FLIGHT
     wanted: dict[int, str] = field(default_factory=dict)
     """Digest of the student of each seed, from the undisturbed run."""
     submitted: list[str] = field(default_factory=list)
@@ -245,7 +246,7 @@ class Drill:
     def batch(self, kills: int, targets: tuple[str, ...] = TARGETS) -> list[str]:
         """Hurt the service so many times, let it end its jobs, and return what is wrong."""
         for number in range(kills):
-            while self.unfinished() < IN_FLIGHT:
+            while self.unfinished() < self.in_flight:
                 self.submit()
             time.sleep(self.rng.uniform(0.0, 1.5))
             self.hurt(self.rng.choice(targets) if targets is TARGETS else targets[number])
@@ -349,8 +350,8 @@ def _is(process: psutil.Process, target: str) -> bool:
 
 
 @contextlib.contextmanager
-def running(seed: int) -> Iterator[Drill]:
-    """Run a whole service for a drill."""
+def running(seed: int, *, slots: int = 1) -> Iterator[Drill]:
+    """Run a whole service for a drill; each worker has so many slots."""
     with (
         tempfile.TemporaryDirectory(prefix="retort-drill-") as name,
         contextlib.ExitStack() as held,
@@ -366,6 +367,7 @@ def running(seed: int) -> Iterator[Drill]:
             "RETORT_STORAGE_URL": f"file:{folder / 'storage'}",
             "RETORT_CURSOR_SECRET": secrets.token_hex(32),
             "RETORT_WORKER_DEVICE": "cpu",
+            "RETORT_WORKER_SLOTS": str(slots),
             "RETORT_LEASE_SECONDS": str(LEASE_SECONDS),
             "RETORT_HEARTBEAT_SECONDS": str(LEASE_SECONDS / 4),
             "RETORT_POLL_SECONDS": "0.3",
@@ -389,6 +391,7 @@ def running(seed: int) -> Iterator[Drill]:
             api_key,
             parts,
             random.Random(seed),
+            in_flight=IN_FLIGHT * slots,
         )
         try:
             drill.ensure()
@@ -452,10 +455,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000, help="in all")
     parser.add_argument("--batch", type=int, default=20, help="between two looks")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="decides the kills")
+    parser.add_argument("--slots", type=int, default=1, help="of each worker")
     options = parser.parse_args()
     fell = done = 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with running(options.seed) as drill:
+    with running(options.seed, slots=options.slots) as drill:
         drill.learn()
         began = time.monotonic()
         while done < options.kills:

@@ -52,6 +52,11 @@ class TestSettings:
         monkeypatch.setenv("RETORT_OF_ANOTHER_VERSION", "1")
         assert Settings() == Settings()
 
+    def test_asks_for_a_device_for_each_slot(self) -> None:
+        assert Settings(worker_slots=4).worker_slots == 4
+        with pytest.raises(pydantic.ValidationError, match="RETORT_WORKER_SLOTS is 4: at most"):
+            Settings(worker_slots=4, worker_devices=2)
+
     @pytest.mark.parametrize(
         ("name", "value"),
         [

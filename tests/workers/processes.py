@@ -22,7 +22,6 @@ from workers.celery_app import app
 from workers.context import Context
 
 ROOT = Path(__file__).parents[2]
-SILENT = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,9 @@ def environment(settings: Settings) -> dict[str, str]:
 def worker(settings: Settings, *options: str) -> Iterator[Worker]:
     """Start a worker as an operator does; it is killed at the end if it still runs."""
     log_path = settings.data_dir / "worker.log"
-    command = [sys.executable, "-m", "celery", "-A", "workers.celery_app:app", "worker"]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [*command, *SILENT, *options],
+            [sys.executable, "-m", "workers", *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=ROOT,

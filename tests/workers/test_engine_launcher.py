@@ -1,6 +1,7 @@
 """When an engine is forked, when it gets a fresh interpreter, and that the reason is told."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from tests.workers import odd_engine, scenes
-from workers import engine_server_client
+from workers import engine_launcher, engine_server_client
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess, Report
 
@@ -158,3 +159,36 @@ class TestClose:
                 "started",
                 "result",
             ]
+
+
+class TestShareCores:
+    def test_gives_each_slot_as_many_threads_but_one_at_least(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+        for slots, threads in ((2, "3"), (4, "1"), (8, "1")):
+            monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is as before at the end
+            monkeypatch.delenv("OMP_NUM_THREADS")
+            engine_launcher.share_cores(slots)
+            assert os.environ["OMP_NUM_THREADS"] == threads
+
+    def test_leaves_what_the_operator_has_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        engine_launcher.share_cores(2)
+        assert os.environ["OMP_NUM_THREADS"] == "5"
+
+
+class TestCardNames:
+    @pytest.mark.parametrize(
+        ("visible", "names"),
+        [
+            ("", ["0", "1"]),
+            ("6,7", ["6", "7"]),
+            ("MIG-x, GPU-y,3", ["MIG-x", "GPU-y"]),
+        ],
+    )
+    def test_are_those_that_the_worker_sees(
+        self, visible: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert engine_launcher.card_names(2) == names

@@ -145,6 +145,26 @@ class TestChild:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         assert engine_launcher.scrubbed_environment(device)["CUDA_VISIBLE_DEVICES"] == seen
 
+    def test_sees_the_cards_of_its_slot_alone(
+        self, tmp_path: Path, is_warm: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+        with contextlib.closing(EngineLauncher(is_warm=is_warm, preload=PRELOAD)) as launcher:
+            for cards in ("4", "5"):  # of one server, too
+                folder = tmp_path / cards
+                folder.mkdir()
+                with EngineProcess(
+                    odd_engine.MODULE,
+                    ["saying_its_environment", str(folder)],
+                    workdir=folder,
+                    launcher=launcher,
+                    cards=cards,
+                ) as engine:
+                    (result,) = hear(engine)
+                assert result["environment"]["CUDA_VISIBLE_DEVICES"] == cards
+        offering_none = engine_launcher.scrubbed_environment("cpu", cards="4")
+        assert offering_none["CUDA_VISIBLE_DEVICES"] == ""
+
     @pytest.mark.parametrize(
         ("own", "seen"),
         [

@@ -54,6 +54,24 @@ class TestFind:
                 )
             assert find(session, jobs[3]) == [jobs[4].id]
 
+    def test_leaves_their_share_to_the_other_slots_of_one_worker(
+        self, sessions: database.Sessions, study: tables.StudyRow
+    ) -> None:
+        with sessions.begin() as session:
+            jobs = factories.members(session, study)
+            workers.announce(
+                session,
+                worker_id="wrk_1",
+                name="w",
+                queues=["any", "cpu"],
+                devices=[],
+                memory_bytes=1,
+                versions={},
+                slots=2,
+                total_devices=2,
+            )
+            assert find(session, jobs[3]) == [jobs[4].id]
+
     def test_leaves_a_job_without_a_study_alone(
         self, sessions: database.Sessions, study: tables.StudyRow, project: tables.ProjectRow
     ) -> None:

@@ -198,3 +198,36 @@ class TestWorkerRegistration:
             context.settings.model_copy(update=changes), devices
         )
         assert found == offered
+
+    @pytest.mark.parametrize(
+        ("wanted", "cards", "slots", "used", "total", "names"),
+        [
+            (None, 0, 1, 1, 1, []),
+            (None, 0, 3, 3, 3, []),
+            (4, 0, 2, 2, 4, []),
+            (None, 4, 1, 1, 4, []),  # its engine sees what the worker sees
+            (None, 4, 2, 2, 4, ["GPU-a", "5", "6", "7"]),
+            (2, 4, 2, 2, 2, ["GPU-a", "5"]),
+            (None, 2, 4, 2, 2, ["GPU-a", "5"]),
+        ],
+    )
+    def test_gives_each_slot_a_device_of_its_own(
+        self,
+        context: Context,
+        monkeypatch: pytest.MonkeyPatch,
+        wanted: int | None,
+        cards: int,
+        slots: int,
+        used: int,
+        total: int,
+        names: list[str],
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, 5,6,7")
+        devices = [{"kind": "cuda"}] * cards + [{"kind": "cpu"}]
+        settings = context.settings.model_copy(update={"worker_devices": wanted})
+        found = worker_registration._shared_devices(settings, devices, slots)
+        assert found == {"slots": used, "total_devices": total, "cards": names}
+
+    def test_uses_one_slot_where_the_devices_are_not_known(self, context: Context) -> None:
+        found = worker_registration._shared_devices(context.settings, [], 2)
+        assert found == {"slots": 1, "total_devices": 1, "cards": []}

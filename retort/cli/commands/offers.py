@@ -153,12 +153,15 @@ def list_workers(retort: shell.Shell) -> None:
             w.state if w.fault is None else f"{w.state} ({w.fault.get('code')})",
             w.device,
             w.offered_devices,
+            w.slots,
             ",".join(w.queues),
-            w.job_id,
+            ",".join(w.job_ids),
             display.age(w.last_seen_at),
         )
         for w in workers
     )
     display.table(
-        retort.out, ("name", "state", "device", "devices a job", "queues", "job", "seen"), rows
+        retort.out,
+        ("name", "state", "device", "devices a job", "slots", "queues", "jobs", "seen"),
+        rows,
     )

@@ -224,11 +224,59 @@ class TestWhatIsPassedOver:
             assert fair_share.next_job(session, queues=["any"]) == small
             assert fair_share.next_job(session, queues=["any"], devices=2) == large
             # Told of the large one, a worker of one device says why it leaves it.
-            assert leases.choose(session, announced=large, queues=["any"]) == small
+            assert leases.choose(session, announced=large, queues=["any"]).job_id == small
             job = session.get_one(Job, large)
             assert job.state_reason == Reason.TOO_FEW_DEVICES
             assert "needs 2 devices" in str(job.state_message)
-            assert leases.choose(session, announced=large, queues=["any"], devices=2) == large
+            chosen = leases.choose(session, announced=large, queues=["any"], devices=2)
+            assert (chosen.job_id, chosen.devices) == (large, 2)
+
+    @SQLITE_ONLY
+    def test_is_for_a_while_what_needs_more_devices_than_are_free(
+        self, sessions: database.Sessions, submit: Submit
+    ) -> None:
+        large, small = submit("a", devices=2), submit("a")
+
+        def choose_of(free: int) -> leases.NextJob:
+            return leases.choose(
+                session, announced=small, queues=["any"], devices=2, free_devices=free
+            )
+
+        with sessions.begin() as session:
+            assert choose_of(2) == leases.NextJob(large, 2)
+            assert choose_of(1) == leases.NextJob(small, 1, awaits_devices=True)
+            job = session.get_one(Job, large)
+            assert (job.state, job.state_reason) == (State.QUEUED, Reason.TOO_FEW_DEVICES)
+            assert "go before it for 10 minutes" in str(job.state_message)
+            # With no device free, the announced job gets a new message: others may take it.
+            before = len(messages(session))
+            assert choose_of(0) == leases.NextJob(None, awaits_devices=True)
+            assert messages(session)[before:] == [small]
+            again = leases.choose(
+                session, announced=None, queues=["any"], devices=2, free_devices=0
+            )
+            assert again == leases.NextJob(None, awaits_devices=True)
+            assert len(messages(session)) == before + 1
+
+    @SQLITE_ONLY
+    def test_is_then_what_needs_fewer_devices_until_the_large_job_has_its_own(
+        self, sessions: database.Sessions, submit: Submit
+    ) -> None:
+        with sessions() as session:
+            long_ago = database.now(session) - fair_share.PASSING
+        large, small = submit("a", devices=2, at=long_ago), submit("a")
+        with sessions.begin() as session:
+
+            def choose_of(free: int) -> leases.NextJob:
+                return leases.choose(
+                    session, announced=None, queues=["any"], devices=2, free_devices=free
+                )
+
+            assert choose_of(1) == leases.NextJob(None, awaits_devices=True)
+            assert choose_of(2) == leases.NextJob(large, 2)
+            # It is not this worker's to wait for: it never offers two.
+            other = leases.choose(session, announced=None, queues=["any"])
+            assert other == leases.NextJob(small, 1)
 
     def test_is_what_rests_after_a_failure(
         self, sessions: database.Sessions, submit: Submit
@@ -312,7 +360,8 @@ class TestChoose:
 
 
 def choose(session: Session, announced: str, skipped: Iterable[str] = ()) -> str | None:
-    return leases.choose(session, announced=announced, queues=["any"], skipped=list(skipped))
+    chosen = leases.choose(session, announced=announced, queues=["any"], skipped=list(skipped))
+    return chosen.job_id
 
 
 def messages(session: Session) -> list[str]:

@@ -30,7 +30,7 @@ export function Workers() {
             <th scope="col">Queues</th>
             <th scope="col">Device</th>
             <th scope="col" class="num wide">Memory</th>
-            <th scope="col">Job</th>
+            <th scope="col">Jobs</th>
             <th scope="col" class="num wide">Started</th>
             <th scope="col" class="num">Last seen</th>
           </>
@@ -53,9 +53,22 @@ export function Workers() {
             <td>
               {worker.device ?? "–"}
               {worker.offered_devices > 1 && <p class="small faint">{worker.offered_devices} for one job</p>}
+              {worker.slots > 1 && (
+                <p class="small faint">
+                  {worker.slots} jobs side by side, on {worker.total_devices} devices
+                </p>
+              )}
             </td>
             <td class="num wide">{bytes(worker.memory_bytes)}</td>
-            <td>{worker.job_id ? <a href={to("jobs", worker.job_id)}>its job</a> : <span class="faint">none of yours</span>}</td>
+            <td>
+              {worker.job_ids.length === 0 && <span class="faint">none of yours</span>}
+              {worker.job_ids.map((id, place) => (
+                <span key={id}>
+                  {place > 0 && ", "}
+                  <a href={to("jobs", id)}>{worker.job_ids.length === 1 ? "its job" : `job ${place + 1}`}</a>
+                </span>
+              ))}
+            </td>
             <td class="num wide"><Time at={worker.started_at} /></td>
             <td class="num"><Time at={worker.last_seen_at} /></td>
           </tr>
