@@ -266,16 +266,25 @@ class TestHalfPrecision:
         name, large = next(iter(network.named_parameters()))
         with torch.no_grad():
             large.view(-1)[0] = 1e5
-        changed = {"built_before": network, "precision": "float16"}
-        report = made(tmp_path, *CONVNET, "classification", format="torch_state_dict", **changed)
+
+        def exported(form: str) -> dict[str, Any]:
+            shutil.rmtree(tmp_path / "export", ignore_errors=True)
+            return made(
+                tmp_path,
+                *CONVNET,
+                "classification",
+                built_before=network,
+                format=form,
+                precision="float16",
+            )
+
+        report = exported("torch_state_dict")
         assert any(f"{name} stay float32: they have values" in one for one in report["notes"])
         state = torch.load(tmp_path / "export" / "model.pth", weights_only=True)
         assert state[name].flatten()[0] == 1e5
-        shutil.rmtree(tmp_path / "export")
         with pytest.raises(errors.NotExportable, match=f"{name} have values beyond 65,504"):
-            made(tmp_path, *CONVNET, "classification", format="torch_export", **changed)
-        shutil.rmtree(tmp_path / "export")
-        report = made(tmp_path, *CONVNET, "classification", format="onnx", **changed)
+            exported("torch_export")
+        report = exported("onnx")
         assert any("compute in float32" in one for one in report["notes"])
         assert report["measured"]["checks"]["decisions_equal"] == checks.NOISE_IMAGES
 
