@@ -240,9 +240,7 @@ class TestWeights:
 
 @pytest.mark.slow
 class TestHalfPrecision:
-    @pytest.mark.parametrize(
-        "form", ["torch_state_dict", "hub", "torch_export", "onnx", "openvino"]
-    )
+    @pytest.mark.parametrize("form", ["torch_state_dict", "hub", "torch_export"])
     def test_keeps_variances_that_it_cannot_hold(self, tmp_path: Path, form: str) -> None:
         write_scenes(tmp_path / "dataset", "segmentation")
         segmenter = with_large_variances(built(*SEGMENTER), torch.rand(4, 3, 32, 32))
