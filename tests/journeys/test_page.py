@@ -34,7 +34,7 @@ from retort import federation as federation_client
 from retort.cli import up
 from tests import factories, waiting
 from tests.contracts import source
-from tests.journeys import chromium
+from tests.journeys import chromium, test_howto
 from tests.journeys.stacks import ON_EMBEDDED, Stack
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300), ON_EMBEDDED]
@@ -377,6 +377,56 @@ class TestAnUpload:
         assert "2" in sent
         assert "1" not in sent
         expect(page.get_by_role("row", name=re.compile(file.name))).to_have_count(0)
+
+    def test_of_pictures_is_stored_as_the_form_says(
+        self, stack: Stack, page: Page, tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "pets.zip"
+        test_howto.pictures(archive, each=10)
+        sign_in(page, stack)
+        go(page, "#/upload?purpose=dataset")
+        page.get_by_label("File").set_input_files(archive)
+        page.get_by_label("Name", exact=True).fill("pets-as-files")
+        page.get_by_label("Stored").select_option("encoded")
+        further = page.locator("details", has_text="Further fields")
+        further.get_by_text("Further fields").click()
+        share = page.get_by_label("Unreadable pictures")
+        share.fill("half")
+        page.get_by_role("button", name="Upload", exact=True).click()
+        expect(page.locator(".field.wrong").filter(has=share)).to_be_visible()
+        share.fill("0.5")
+        page.get_by_label("Description").fill("Noise, by name.")
+        page.get_by_role("button", name="Upload", exact=True).click()
+        expect(page.get_by_text("pets-as-files@1 is ready")).to_be_visible()
+        with stack.client() as retort:
+            version = retort.datasets.resolve("pets-as-files@1")
+        assert version.encoded is not None
+        assert version.encoded["kinds"] == {"png": 20}
+        assert version.card == "Noise, by name."
+
+    def test_of_predictions_has_images_and_classes_of_their_data_set(
+        self, stack: Stack, page: Page, tmp_path: Path
+    ) -> None:
+        table = tmp_path / "answers.npz"
+        test_howto.answers(table)
+        sign_in(page, stack)
+        go(page, "#/upload?purpose=model")
+        page.get_by_label("Images and classes like").select_option("digits")
+        expect(page.get_by_label("Height", exact=True)).to_have_value("8")
+        expect(page.get_by_label("Classes", exact=True)).to_have_value(re.compile("^0, 1, 2"))
+        page.get_by_label("predictions", exact=True).check()
+        page.get_by_label("File").set_input_files(table)
+        page.get_by_label("Name", exact=True).fill("answers-from-the-page")
+        page.get_by_label("Data set", exact=True).fill("digits@no")
+        page.get_by_role("button", name="Upload", exact=True).click()
+        expect(page.get_by_role("alert")).to_contain_text("digits@no is no version")
+        page.get_by_label("Data set", exact=True).fill("digits")
+        page.get_by_role("button", name="Upload", exact=True).click()
+        expect(page.get_by_text("answers-from-the-page@1 is ready")).to_be_visible()
+        with stack.client() as retort:
+            version = retort.models.resolve("answers-from-the-page@1")
+        assert version.kind == "predictions"
+        assert version.arguments["dataset"] == "digits@1"
 
 
 class TestAnEndedJob:
@@ -750,6 +800,7 @@ SCREENS = {
     "compare": "#/compare?jobs={job},{failed}",
     "submit": "#/submit?teacher={teacher}",
     "upload-model": "#/upload?purpose=model",
+    "upload-predictions": "#/upload?purpose=predictions",
     "upload-dataset": "#/upload?purpose=dataset",
     "models": "#/models",
     "model": "#/models/{model}",

@@ -1,6 +1,7 @@
 """Exports by task, format and precision: read again, they answer as the original does."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from workers.distill.config.exports import ExportChoice
 from workers.distill.config.job import Input
 from workers.distill.data import boxes, dataset
 from workers.distill.export import boxes as chosen_boxes
-from workers.distill.export import checks, graph, onnx_graph, openvino_model, program
+from workers.distill.export import (
+    checks,
+    graph,
+    half_precision,
+    onnx_graph,
+    openvino_model,
+    program,
+)
 from workers.distill.networks import catalog, interface, weights
 
 NARROW: dict[str, Any] = {"width": 8, "blocks": 1, "fpn_channels": 32, "score_threshold": 0.0}
@@ -61,12 +69,20 @@ def write_scenes(folder: Path, task: str) -> None:
 
 
 def made(
-    workdir: Path, network: str, arguments: dict[str, Any], size: Input, task: str, **choice: Any
+    workdir: Path,
+    network: str,
+    arguments: dict[str, Any],
+    size: Input,
+    task: str,
+    *,
+    built_before: interface.Network | None = None,
+    **choice: Any,
 ) -> dict[str, Any]:
-    """Export an untrained network, and return the report."""
+    """Export a network, untrained unless one is given, and return the report."""
     (workdir / "model").mkdir(exist_ok=True)
     file = workdir / "model" / "model.safetensors"
-    weights.save_student(file, built(network, arguments, size), {"format": "pt"})
+    network_itself = built_before or built(network, arguments, size)
+    weights.save_student(file, network_itself, {"format": "pt"})
     request = {
         "name": "student@1",
         "network": network,
@@ -77,6 +93,24 @@ def made(
         "choice": {"max_drop": 1.0, **choice},
     }
     return program.make(program.ExportRequest.model_validate_json(json.dumps(request)), workdir)
+
+
+SEGMENTER: tuple[str, dict[str, Any], Input] = (
+    "retort/segmenter",
+    {name: NARROW[name] for name in ("width", "blocks", "fpn_channels")},
+    SCENE,
+)
+
+
+def with_large_variances(network: interface.Network, images: torch.Tensor) -> interface.Network:
+    """Let a pyramid's maps grow as training does, and have the batch norms behind measure them."""
+    with torch.no_grad():
+        for weight in network.get_submodule("backbone.fpn").parameters():
+            weight.mul_(30)
+        network.train()
+        for _ in range(20):
+            network(images)
+    return network.eval()
 
 
 CONVNET = ("retort/convnet", {"widths": [4, 8]}, Input.model_validate(folders.INPUT))
@@ -119,9 +153,9 @@ class TestGraphs:
 
     def test_of_torch_hold_half_precision_of_a_segmenter(self, tmp_path: Path) -> None:
         write_scenes(tmp_path / "dataset", "segmentation")
-        arguments = {name: NARROW[name] for name in ("width", "blocks", "fpn_channels")}
-        size = ("retort/segmenter", arguments, SCENE)
-        report = made(tmp_path, *size, "segmentation", format="torch_export", precision="float16")
+        report = made(
+            tmp_path, *SEGMENTER, "segmentation", format="torch_export", precision="float16"
+        )
         found = report["measured"]["checks"]
         assert found["decisions"] == 6 * 32 * 32
         assert 0 < found["largest_logit_difference"] < 0.05
@@ -134,11 +168,9 @@ class TestGraphs:
         self, tmp_path: Path, precision: str, most: float
     ) -> None:
         write_scenes(tmp_path / "dataset", "segmentation")
-        arguments = {name: NARROW[name] for name in ("width", "blocks", "fpn_channels")}
-        size = ("retort/segmenter", arguments, SCENE)
         report = made(
             tmp_path,
-            *size,
+            *SEGMENTER,
             "segmentation",
             format="openvino",
             precision=precision,
@@ -171,8 +203,8 @@ class TestWeights:
         state = torch.load(tmp_path / "export" / "model.pth", weights_only=True)
         network = built(*CONVNET)
         network.load_state_dict(state)
-        kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-        assert kinds == {getattr(torch, precision)}
+        weights_alone = [state[name] for name, _ in network.named_parameters()]
+        assert {tensor.dtype for tensor in weights_alone} == {getattr(torch, precision)}
         assert report["measured"]["checks"]["images"] == checks.NOISE_IMAGES
         assert report["refusal"] is None
 
@@ -204,6 +236,55 @@ class TestWeights:
         torch.testing.assert_close(network(images), built(*CONVNET)(images))
         assert config["classes"] == ["a", "b", "c"]
         monkeypatch.delitem(sys.modules, "model")
+
+
+@pytest.mark.slow
+class TestHalfPrecision:
+    @pytest.mark.parametrize("form", ["torch_state_dict", "hub", "torch_export"])
+    def test_keeps_variances_that_it_cannot_hold(self, tmp_path: Path, form: str) -> None:
+        write_scenes(tmp_path / "dataset", "segmentation")
+        segmenter = with_large_variances(built(*SEGMENTER), torch.rand(4, 3, 32, 32))
+        variance = segmenter.get_submodule("head.1").get_buffer("running_var")
+        assert float(variance.max()) > half_precision.LARGEST
+        report = made(
+            tmp_path,
+            *SEGMENTER,
+            "segmentation",
+            built_before=segmenter,
+            format=form,
+            precision="float16",
+        )
+        found = report["measured"]["checks"]
+        assert found["decisions_equal"] / found["decisions"] > 0.99
+        if form in ("torch_state_dict", "hub"):
+            assert any("running variances of batch norms" in note for note in report["notes"])
+
+    def test_of_weights_that_it_cannot_hold_is_told(self, tmp_path: Path) -> None:
+        network = built(*CONVNET)
+        name, large = next(iter(network.named_parameters()))
+        with torch.no_grad():
+            large.view(-1)[0] = 1e5
+
+        def exported(form: str) -> dict[str, Any]:
+            shutil.rmtree(tmp_path / "export", ignore_errors=True)
+            return made(
+                tmp_path,
+                *CONVNET,
+                "classification",
+                built_before=network,
+                format=form,
+                precision="float16",
+            )
+
+        report = exported("torch_state_dict")
+        assert any(f"{name} stay float32: they have values" in one for one in report["notes"])
+        state = torch.load(tmp_path / "export" / "model.pth", weights_only=True)
+        assert state[name].flatten()[0] == 1e5
+        with pytest.raises(errors.NotExportable, match=f"{name} have values beyond 65,504"):
+            exported("torch_export")
+        report = exported("onnx")
+        assert any("compute in float32" in one for one in report["notes"])
+        assert report["measured"]["checks"]["decisions_equal"] == checks.NOISE_IMAGES
 
 
 class TestRefusals:

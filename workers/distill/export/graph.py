@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from workers.distill import errors
 from workers.distill.config.job import Input
+from workers.distill.export import half_precision
 from workers.distill.networks.dense.detectors import DenseDetector, DenseOutput
 from workers.distill.networks.interface import Features, Network
 
@@ -66,11 +67,15 @@ class ExportedGraph(nn.Module):
 
 
 class HalfPrecision(nn.Module):
-    """A graph whose network computes in float16, between inputs and outputs of float32."""
+    """A graph whose network computes in float16, between inputs and outputs of float32.
+
+    Raises: `NotExportable` where float16 cannot hold its weights.
+    """
 
     def __init__(self, graph: ExportedGraph) -> None:
         super().__init__()
-        self.inner = graph.half()
+        half_precision.compute_in_half(graph)
+        self.inner = graph
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs as float32."""

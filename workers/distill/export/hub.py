@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.config.job import Input, Task
-from workers.distill.export import standalone
+from workers.distill.export import half_precision, standalone
 from workers.distill.export.source_modules import CannotBundleError
 from workers.distill.files import tensorfile
 from workers.distill.networks.interface import Network
@@ -32,17 +32,19 @@ PIPELINES: dict[Task, str] = {
 _BILINEAR = 2  # as Pillow counts its filters
 
 
-def weights(network: Network, *, half: bool) -> dict[str, Tensor]:
-    """Return a network's tensors by name, floats as float16 if `half`."""
-    return {
-        name: tensor.half() if half and tensor.is_floating_point() else tensor
-        for name, tensor in network.state_dict().items()
-    }
+def _tensors(network: Network, *, half: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a network's tensors by name, and what their user should know of them."""
+    return half_precision.rounded(network) if half else (network.state_dict(), [])
 
 
-def write_state_dict(network: Network, path: Path, *, half: bool) -> None:
-    """Write a file for `torch.load(path, weights_only=True)` with tensors by name, and no more."""
-    torch.save(weights(network, half=half), path)
+def write_state_dict(network: Network, path: Path, *, half: bool) -> list[str]:
+    """Write a file for `torch.load(path, weights_only=True)` with tensors by name, and no more.
+
+    Returns: what its user should know.
+    """
+    tensors, notes = _tensors(network, half=half)
+    torch.save(tensors, path)
+    return notes
 
 
 def write(
@@ -58,22 +60,23 @@ def write(
     half: bool,
 ) -> list[str]:
     """Write the files of a repository into `folder`, and return what their user should know."""
-    tensorfile.write(folder / WEIGHTS_FILE, weights(network, half=half), {"format": "pt"})
+    tensors, notes = _tensors(network, half=half)
+    tensorfile.write(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
     _json(
         folder / "config.json", _config(network, task, classes, expected, preprocessing["crop_pct"])
     )
     _json(folder / "preprocessor_config.json", _preprocessor(preprocessing))
     (folder / "README.md").write_text(_readme(card, name, task, network), encoding="utf-8")
     if network.library_call is not None:
-        return []
+        return notes
     try:
         if (reason := standalone.why_not(network.reference, network.arguments)) is None:
             written = standalone.write(network)
             (folder / standalone.FILE).write_text(written.text, encoding="utf-8")
-            return []
+            return notes
     except CannotBundleError as error:
         reason = str(error)
-    return [f"there is no {standalone.FILE} that builds the network: {reason}"]
+    return [*notes, f"there is no {standalone.FILE} that builds the network: {reason}"]
 
 
 def _config(

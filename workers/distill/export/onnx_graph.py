@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.config.exports import INPUT_NAME
-from workers.distill.export import graph
+from workers.distill.export import graph, half_precision
 
 BATCH = "batch"
 """What the first side of every input and output is called in a graph."""
@@ -71,15 +71,40 @@ def opset_of(model: Any) -> int:
     return max(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))
 
 
-def to_float16(source: Path, target: Path) -> None:
-    """Write a graph with weights and arithmetic in float16; inputs and outputs stay float32."""
+def to_float16(source: Path, target: Path) -> list[str]:
+    """Write a graph with weights and arithmetic in float16; inputs and outputs stay float32.
+
+    Operators that have a constant which float16 cannot hold stay float32; what is returned says so.
+    """
     from onnxruntime.transformers import float16  # it takes a second, and few exports need it
 
+    model = onnx.load(source)
+    too_large = beyond_float16(model)
+    kept = [node for node in model.graph.node if too_large & set(node.input)]
     with warnings.catch_warnings():
-        # Of values that become 0, or the largest number: what that costs is measured.
+        # Of values that become 0: what that costs is measured.
         warnings.simplefilter("ignore")
-        model = float16.convert_float_to_float16(onnx.load(source), keep_io_types=True)
+        model = float16.convert_float_to_float16(
+            model, keep_io_types=True, node_block_list=[node.name for node in kept]
+        )
     onnx.save(model, target)
+    if not kept:
+        return []
+    operators = ", ".join(sorted({node.op_type for node in kept}))
+    return [
+        f"float16: {len(kept)} operators ({operators}) compute in float32: they have constants "
+        f"beyond {half_precision.LARGEST:,.0f}, which float16 cannot hold"
+    ]
+
+
+def beyond_float16(model: onnx.ModelProto) -> set[str]:
+    """Return the names of a graph's constants that have values which float16 cannot hold."""
+    return {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+        and np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) > half_precision.LARGEST
+    }
 
 
 def to_int8(source: Path, target: Path, batches: Sequence[NDArray[Any]], scratch: Path) -> None:

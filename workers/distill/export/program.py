@@ -192,8 +192,7 @@ def _write_onnx(export: Export, module: graph.ExportedGraph) -> checks.Run:
         case "float32":
             source.rename(target)
         case "float16":
-            onnx_graph.to_float16(source, target)
-            export.notes.append(_HALF)
+            export.notes += [_HALF, *onnx_graph.to_float16(source, target)]
         case "int8":
             onnx_graph.to_int8(source, target, _calibration(export, module), export.workdir)
     # As many threads as the original has: their times are compared.
@@ -247,7 +246,7 @@ def _write_openvino(export: Export, module: graph.ExportedGraph) -> checks.Run:
 def _write_state_dict(export: Export, _module: graph.ExportedGraph) -> checks.Run:
     target = export.output / hub.STATE_DICT_FILE
     half = export.choice.precision == "float16"
-    hub.write_state_dict(export.network, target, half=half)
+    export.notes += hub.write_state_dict(export.network, target, half=half)
     return _run_weights(export, torch.load(target, weights_only=True), half=half)
 
 
