@@ -266,6 +266,13 @@ def rounds_as_epochs(method: object, training: Json) -> dict[str, Any]:
     return {**training, "epochs": rounds}
 
 
+def open_images_or_default(asked: int | float | None, *, uses_open_set: bool) -> int | float:
+    """Return `open_images`, or what null stands for: a share where the method needs an open set."""
+    if asked is not None:
+        return asked
+    return OPEN_SHARE if uses_open_set else 0
+
+
 def open_count(asked: int | float, count: int) -> int:
     """Return how many of `count` images `open_images` asks for: so many, or below 1 such a share.
 
