@@ -189,7 +189,8 @@ class Federation(Values):
         ge=1,
         le=100_000,
         description="Replies that a round needs. With fewer, a simulated round changes nothing and "
-        "is counted as skipped; with remote clients the job fails. null: 2, or 1 of one client.",
+        "is counted as skipped; with remote clients the job fails. Of fd and feddistill also: "
+        "the clients that must hold a label before its row is sent. null: 2, or 1 of one client.",
     )
     deadline_seconds: float = Field(
         600, gt=0, le=30 * 86_400, description="Of remote clients: how long a round waits."
