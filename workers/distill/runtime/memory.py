@@ -15,8 +15,8 @@ _REFUSED = re.compile(
 def limit(extra_bytes: int) -> None:
     """Let this process take at most so many bytes beyond what it has; allocations beyond fail.
 
-    Private memory counts, mapped files do not. Linux only: elsewhere there is no such limit, and
-    nothing happens.
+    Private memory counts; mapped files and shared memory do not. Linux only: elsewhere there is no
+    such limit, and nothing happens: whoever started the process looks at what it holds.
     """
     if sys.platform != "linux":
         return
@@ -25,6 +25,16 @@ def limit(extra_bytes: int) -> None:
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def refusal(memory_bytes: int | None) -> str:
+    """Return what is said of an upload that needs more than the limit, None: than there is."""
+    most = "this machine has" if memory_bytes is None else f"the limit of {memory_bytes} bytes"
+    return (
+        f"the upload needs more memory than {most}; give pictures a smaller input.height and "
+        "input.width, divide a large file, or have the operator raise the worker's "
+        "RETORT_INSPECTION_MEMORY_BYTES"
+    )
 
 
 def is_exhausted(error: BaseException) -> bool:
