@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from workers import child_memory
 from workers.context import Context
-from workers.distill.runtime import memory
+from workers.distill.config import upload_limits
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess, Report
 
@@ -130,7 +130,7 @@ def _too_large(memory_bytes: int) -> Report:
     return {
         "type": "failure",
         "code": "too_large",
-        "message": memory.refusal(memory_bytes),
+        "message": upload_limits.too_much_memory(memory_bytes),
         "retryable": False,
         "details": {},
     }

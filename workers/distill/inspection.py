@@ -20,7 +20,7 @@ import torch
 
 from workers.distill import errors
 from workers.distill.config import formats as format_rules
-from workers.distill.config import teachers
+from workers.distill.config import teachers, upload_limits
 from workers.distill.config.job import Input, Task
 from workers.distill.config.training import Values
 from workers.distill.data import catalog as datasets
@@ -348,7 +348,7 @@ def _report(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
 def _failure(error: Exception, memory_bytes: int | None) -> dict[str, Any]:
     """Return the fields of the failure line."""
     if memory.is_exhausted(error):
-        message = memory.refusal(memory_bytes)
+        message = upload_limits.too_much_memory(memory_bytes)
         return {"code": "too_large", "message": message, "retryable": False, "details": {}}
     if isinstance(error, errors.UploadRefused):
         return {

@@ -27,16 +27,6 @@ def limit(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def refusal(memory_bytes: int | None) -> str:
-    """Return what is said of an upload that needs more than the limit, None: than there is."""
-    most = "this machine has" if memory_bytes is None else f"the limit of {memory_bytes} bytes"
-    return (
-        f"the upload needs more memory than {most}; give pictures a smaller input.height and "
-        "input.width, divide a large file, or have the operator raise the worker's "
-        "RETORT_INSPECTION_MEMORY_BYTES"
-    )
-
-
 def is_exhausted(error: BaseException) -> bool:
     """Return whether an error, or what it was raised from, says that memory could not be had."""
     cause: BaseException | None = error
