@@ -52,6 +52,8 @@ from models_registry.settings import Settings
 
 POOL_SIZE = 20  # with its overflow: one connection for each of the framework's 40 threads
 STATEMENT_SECONDS = 10
+PRODUCTION = "prod"
+"""The environment in which measurements are not for everybody."""
 ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
     *(federations.router, exports.router, predictions.router),
@@ -116,6 +118,11 @@ def _service(
         raise ValueError(
             "RETORT_CURSOR_SECRET is not set: give every api process the same random text of "
             "32 characters or more (`retort up` makes one by itself)"
+        )
+    if settings.environment == PRODUCTION and settings.metrics_token is None:
+        raise ValueError(
+            "RETORT_METRICS_TOKEN is not set, and in RETORT_ENVIRONMENT prod /metrics is not for "
+            "everybody: set a random text, and let Prometheus send it as bearer token"
         )
     engine = database.connect(
         settings.database_url, pool_size=POOL_SIZE, statement_timeout_seconds=STATEMENT_SECONDS

@@ -22,7 +22,11 @@ class Settings(BaseSettings):
         env_prefix="RETORT_", env_ignore_empty=True, frozen=True, extra="ignore"
     )
 
-    environment: str = Field("dev", pattern="^[a-z0-9]{1,12}$", description="Part of API keys.")
+    environment: str = Field(
+        "dev",
+        pattern="^[a-z0-9]{1,12}$",
+        description="Part of API keys; in prod, RETORT_METRICS_TOKEN must be set.",
+    )
     data_dir: Path = Field(Path("retort-data"), description="Data folder of `retort up`.")
     database_url: str = Field(
         "sqlite:///retort-data/retort.sqlite3", description="SQLAlchemy URL: PostgreSQL or SQLite."
@@ -48,7 +52,9 @@ class Settings(BaseSettings):
     )
     docs: bool = Field(True, description="Serve /docs, /redoc and /v1/openapi.json.")
     metrics_token: SecretStr | None = Field(
-        None, description="Bearer token that /metrics asks for; empty: everybody may read it."
+        None,
+        description="Bearer token that /metrics asks for; empty: everybody may read it "
+        "(not in RETORT_ENVIRONMENT prod).",
     )
     otlp_endpoint: str | None = Field(
         None,

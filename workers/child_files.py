@@ -6,12 +6,15 @@ not even open. So no link is followed, in no part of a path, and only regular fi
 
 import contextlib
 import errno
+import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -47,6 +50,28 @@ def read_below(folder: Path, name: str | PurePath) -> bytes:
     """Return a file's content. Raises: as `open_below`."""
     with open_below(folder, name) as file:
         return file.read()
+
+
+def json_below(folder: Path, name: str | PurePath) -> Any:  # Any: JSON
+    """Return a JSON file's content as a database takes it.
+
+    Raises: as `open_below`; ValueError for what is no JSON.
+    """
+    return storable(json.loads(read_below(folder, name)))
+
+
+def storable(value: Any) -> Any:  # Any: JSON
+    """Return JSON with U+FFFD for what no database takes: NUL, and halves of surrogate pairs.
+
+    Names out of an uploaded file may contain them. Every text of a child comes through here.
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
 
 
 def write_below(folder: Path, name: str | PurePath, content: bytes) -> None:

@@ -12,7 +12,9 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
+from workers import child_memory
 from workers.context import Context
+from workers.distill.config import upload_limits
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess, Report
 
@@ -21,6 +23,8 @@ log = structlog.get_logger()
 _TICK_SECONDS = 0.2
 # A child that runs for longer is killed.
 LIMIT_SECONDS = 3600.0
+OWN_BYTES = 1 << 30
+"""What Python, torch and their libraries hold in a child before it reads anything, at most."""
 
 
 class ChildDied(Exception):
@@ -80,7 +84,9 @@ def ask(
 ) -> Report | None:
     """Run `module`; return its result or failure, or None when `must_stop` stopped it.
 
-    `memory_bytes` bounds the child's memory.
+    `memory_bytes` bounds the child's memory beyond its libraries': the kernel keeps it where it can
+    (private memory, on Linux), and a child that holds more by other means, or elsewhere, is killed.
+    Either is a failure `too_large`.
 
     Raises: ChildDied when it ended without either; ChildTimedOut when it took longer than the
     limit.
@@ -105,6 +111,11 @@ def ask(
                 return None
             if time.monotonic() > deadline:
                 raise ChildTimedOut(f"it took longer than {limit_seconds:g} s")
+            if memory_bytes is not None:
+                held = child_memory.held_bytes(child.pid)
+                if held > memory_bytes + OWN_BYTES:
+                    log.warning("child_too_large", module=module, held_bytes=held)
+                    return _too_large(memory_bytes)
             report = child.next_report(_TICK_SECONDS)
             if report is not None and report["type"] in ("result", "failure"):
                 answer = report
@@ -113,3 +124,13 @@ def ask(
             tail = " | ".join(child.log_tail()[-5:])
             raise ChildDied(f"it ended with exit code {code} and no answer: {tail}")
     return answer
+
+
+def _too_large(memory_bytes: int) -> Report:
+    return {
+        "type": "failure",
+        "code": "too_large",
+        "message": upload_limits.too_much_memory(memory_bytes),
+        "retryable": False,
+        "details": {},
+    }

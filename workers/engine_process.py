@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import threading
 import time
@@ -34,7 +33,6 @@ _COLD = (
     "The engine was started in a fresh interpreter, which takes seconds longer, because the warm "
     "server could not fork it: {}."
 )
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 Report = dict[str, Any]
 
 
@@ -180,25 +178,10 @@ class EngineProcess:
             except ValueError:
                 report = None
             if isinstance(report, dict) and "type" in report:
-                self._reports.put(_storable(report) if b"\\u" in line else report)
+                self._reports.put(child_files.storable(report) if b"\\u" in line else report)
             else:
                 log.warning("engine_line_unreadable", line=line[:200].decode(errors="replace"))
         self._reports.put(None)
-
-
-# Any: JSON.
-def _storable(value: Any) -> Any:
-    """Return JSON with U+FFFD for what no database takes: NUL, and halves of surrogate pairs.
-
-    Names out of an uploaded file may contain them. Every text of an engine comes through here.
-    """
-    if isinstance(value, str):
-        return _UNSTORABLE.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {_storable(key): _storable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_storable(item) for item in value]
-    return value
 
 
 class EngineGuard:

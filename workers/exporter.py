@@ -1,7 +1,6 @@
 """Make an export in a child process without credentials, and record the outcome."""
 
 import errno
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,7 +124,7 @@ def _make(
             return _failed(claimed, "bad_dataset", f"data set {claimed.builtin}: {reason}")
     if claimed.config is not None:
         staging.fetch(context.storage, claimed.config, workdir / "config.json")
-        described = json.loads(child_files.read_below(workdir, "config.json"))
+        described = child_files.json_below(workdir, "config.json")
         request = {**request, "preprocessing": described.get("preprocessing")}
     report = ask(
         MODULE,

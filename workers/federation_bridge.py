@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy.exc
 import structlog
@@ -91,7 +91,7 @@ class FederationBridge:
         path = self._folder / "plan.json"
         if not path.exists():
             return
-        plan = json.loads(self._read(path))
+        plan = self._read(path)
         open_path = self._folder / "open_set.safetensors"
         open_set = self._put(open_path) if open_path.exists() else None
         self._persist(lambda s: rounds.publish_plan(s, self._lease, plan=plan, open_set=open_set))
@@ -151,7 +151,7 @@ class FederationBridge:
         if not number or (folder / "closed.json").exists():
             return
         if number > self._opened:
-            task = json.loads(self._read(folder / "task.json"))
+            task = self._read(folder / "task.json")
             self._persist(lambda s: rounds.open_round(s, self._lease, number=number, task=task))
             self._opened = number
         blobs = self._persist(lambda s: self._replies_if_closed(s, number))
@@ -181,5 +181,5 @@ class FederationBridge:
         name = path.relative_to(self._workdir)
         child_files.write_below(self._workdir, name, json.dumps(content).encode())
 
-    def _read(self, path: Path) -> bytes:
-        return child_files.read_below(self._workdir, path.relative_to(self._workdir))
+    def _read(self, path: Path) -> Any:  # Any: JSON
+        return child_files.json_below(self._workdir, path.relative_to(self._workdir))

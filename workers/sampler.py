@@ -1,6 +1,5 @@
 """Make the sample sheet of a data set, in a child process without credentials."""
 
-import json
 from pathlib import Path
 
 from models_registry.artifacts import dataset_samples, datasets
@@ -66,5 +65,5 @@ def _make(
         if reason is not None:
             raise Unanswered("bad_dataset", f"data set {builtin}: {reason}")
     waiting_requests.ask_child(context, MODULE, workdir, limit_seconds=_LIMIT_SECONDS, again=_AGAIN)
-    sheet: Answer = json.loads(child_files.read_below(workdir, samples.SHEET_FILE))
+    sheet: Answer = child_files.json_below(workdir, samples.SHEET_FILE)
     return sheet

@@ -90,7 +90,7 @@ def make(
     """
     job, spec = origin.job, origin.spec
     result = RunResult.model_validate(report)
-    description = json.loads(child_files.read_below(workdir, "model.json"))
+    description = child_files.json_below(workdir, "model.json")
     lineage = _lineage(job, spec, result)
     card, *warnings = _card(origin, description, result, stored)
     written = {CARD: card, "manifest.json": json.dumps(lineage, indent=2) + "\n"}

@@ -22,7 +22,7 @@ from models_registry.jobs import actions, lifecycle, queries, submission, valida
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.jobs.spec import VERSION, JobSpec
 from models_registry.persistence import database, outbox, paging, tables, tombstones
-from models_registry.studies import grids, leaderboard, search_variants, variants
+from models_registry.studies import grids, leaderboard, open_sets, search_variants, variants
 from models_registry.studies.leaderboard import Run, Variant
 from models_registry.studies.search_spec import ACTIVE_PHASES, SearchPhase, SearchSpec
 from models_registry.studies.spaces import Axis
@@ -161,9 +161,18 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
         inputs=inputs,
         variants=tuple(_variants(spec, drafts, specs)),
         specs=tuple(specs),
-        warnings=tuple(
-            validation.warnings_of_inputs(validation.read(one.parts), inputs) for one in specs
-        ),
+        warnings=_warnings(specs, inputs),
+    )
+
+
+def _warnings(
+    specs: Sequence[JobSpec], inputs: validation.JobInputs
+) -> tuple[list[errors.Fault], ...]:
+    """Return what the submitter should know of each variant, alone and beside the others."""
+    beside = open_sets.warnings([one.method for one in specs])
+    return tuple(
+        [*validation.warnings_of_inputs(validation.read(one.parts), inputs), *told]
+        for one, told in zip(specs, beside, strict=True)
     )
 
 
@@ -195,9 +204,7 @@ def _plan_search(
         inputs=inputs,
         variants=(),
         specs=(),
-        warnings=tuple(
-            validation.warnings_of_inputs(validation.read(one.parts), inputs) for one in every
-        ),
+        warnings=_warnings(every, inputs),
         spaces=tuple(_spaces(source, defaults)),
         told=tuple(_told_of_search(spec)),
     )

@@ -6,6 +6,7 @@ import pytest
 import structlog
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
 from api.app import create_app
 from models_registry.persistence import tables
@@ -22,6 +23,12 @@ class TestCreateApp:
         without = settings.model_copy(update={"cursor_secret": None})
         with pytest.raises(ValueError, match="RETORT_CURSOR_SECRET"):
             create_app(without)
+
+    def test_leaves_measurements_to_nobody_in_production(self, settings: Settings) -> None:
+        prod = settings.model_copy(update={"environment": "prod", "metrics_token": None})
+        with pytest.raises(ValueError, match="RETORT_METRICS_TOKEN is not set"):
+            create_app(prod)
+        create_app(prod.model_copy(update={"metrics_token": SecretStr("between-us")}))
 
     def test_makes_apps_that_count_for_themselves(self, settings: Settings) -> None:
         first, second = create_app(settings), create_app(settings)

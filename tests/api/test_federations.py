@@ -298,6 +298,10 @@ class TestReply:
     def test_of_nothing_or_noise_is_refused(self, asked: Party, content: bytes):
         assert fault(asked.reply(content))[:2] == (422, "unreadable")
 
+    def test_with_a_name_that_no_database_takes_is_refused(self, asked: Party):
+        nul = asked.message(strings={"metric.a\0b": "0.5"})
+        assert fault(asked.reply(nul)) == (422, "bad_string", "/metric.")
+
     def test_that_was_damaged_on_the_way_is_refused(self, asked: Party):
         digest = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
         damaged = asked.reply(asked.message(), headers={"repr-digest": f"sha-256=:{digest}:"})

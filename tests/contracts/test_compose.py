@@ -145,7 +145,7 @@ class TestSecrets:
         """A variable whose name says secret must be given: a literal or a default is refused."""
         for name, service in SERVICES.items():
             for variable, value in service.get("environment", {}).items():
-                if re.search(r"PASSWORD|SECRET|ACCESS|AUTH", variable):
+                if re.search(r"PASSWORD|SECRET|ACCESS|AUTH|TOKEN", variable):
                     assert REQUIRED.fullmatch(value), f"{name}: {variable}"
                 if "://" in value and "@" in value:
                     assert REQUIRED.search(value.split("@")[0]), f"{name}: {variable}"

@@ -27,6 +27,7 @@ from models_registry.persistence.counters import Counter
 from models_registry.persistence.storage import Storage
 from tests import databases, factories, promql, serving
 from tests.contracts import source
+from workers import machine_health
 
 RULES: list[dict[str, Any]] = [
     rule
@@ -182,7 +183,7 @@ def refuse_stale_writes(service: Service) -> None:
 
 def suspend_a_worker(service: Service) -> None:
     with service.sessions.begin() as session:
-        fault = {"code": "disk_full", "message": "no room", "since": "", "retry_at": ""}
+        fault = {"code": machine_health.NO_DISK, "message": "no room", "since": "", "retry_at": ""}
         workers.seen(session, worker_id="wrk_1", fault=fault)
 
 
@@ -265,6 +266,13 @@ class TestRules:
         for rule in RULES:
             anchor = f"docs/ops/runbook.md#{rule['alert'].lower()}"
             assert rule["annotations"]["runbook"] == anchor
+
+    def test_name_every_fault_that_a_machine_can_have(self) -> None:
+        runbook = source.text(Path("docs/ops/runbook.md"))
+        (section,) = re.findall(r"^## RetortWorkerSuspended$(.*?)^## ", runbook, re.M | re.S)
+        faults = {"DISK_FAILED", *(name for name in vars(machine_health) if name.startswith("NO_"))}
+        codes = {getattr(machine_health, name) for name in faults}
+        assert {code for code in codes if f"`{code}`" not in section} == set()
 
     def test_say_what_each_alert_means_and_what_to_do(self) -> None:
         runbook = source.text(Path("docs/ops/runbook.md"))

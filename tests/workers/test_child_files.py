@@ -40,6 +40,17 @@ def test_opens_nothing_else(folder: Path, name: str) -> None:
         child_files.read_below(folder, name)
 
 
+def test_reads_json_as_a_database_takes_it(folder: Path) -> None:
+    """A damaged or taken-over child may leave texts that PostgreSQL refuses."""
+    (folder / "plan.json").write_text('{"na\\u0000me": ["a\\u0000b", "\\ud800", 1, null]}')
+    assert child_files.json_below(folder, "plan.json") == {
+        "na\ufffdme": ["a\ufffdb", "\ufffd", 1, None]
+    }
+    (folder / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match="Expecting"):
+        child_files.json_below(folder, "plan.json")
+
+
 def test_replaces_a_link_and_not_what_it_leads_to(folder: Path) -> None:
     (folder / "card.md").symlink_to("../secret")
     child_files.write_below(folder, "card.md", b"card")

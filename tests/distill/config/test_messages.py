@@ -124,6 +124,12 @@ class TestCheck:
         refused = refusal(DSFL, probabilities(), **strings)
         assert (refused.code, refused.field) == (code, next(iter(strings)))
 
+    @pytest.mark.parametrize("name", ["a\0b", "a\nb", "", "x" * 54])
+    def test_refuses_names_of_metrics_that_cannot_be_stored_or_shown(self, name: str) -> None:
+        refused = refusal(DSFL, probabilities(), **{f"metric.{name}": "0.5"})
+        assert (refused.code, refused.field) == ("bad_string", "metric.")
+        assert "1 to 53 printable characters" in refused.message
+
     def test_names_the_way_out_of_another_open_set(self) -> None:
         told = str(refusal(DSFL, probabilities(), open_set="cd" * 32))
         assert f"got {'cd' * 32!r}: download the open set again" in told

@@ -186,6 +186,15 @@ class TestScores:
         scenes.run(rounds, 2)
         assert [code for code, _ in warnings] == ["entropy_rose"]
 
+    def test_labels_of_which_nothing_is_sent_are_told_once(self) -> None:
+        warnings: list[tuple[str, str]] = []
+        # Four clients, of which each lacks the class of its number modulo 3.
+        rounds = scenes.federation("fd", federation={"min_clients": 3}, warnings=warnings)
+        scenes.run(rounds, 2)
+        ((code, message),) = warnings
+        assert code == "labels_withheld"
+        assert "of 1 labels, which fewer than 3 clients held in round 1" in message
+
 
 class TestFailures:
     def test_a_client_that_diverges_is_named(self) -> None:

@@ -14,6 +14,10 @@ CASES: dict[str, dict[str, Any]] = {
     "weights": {"name": "fedavg"},
     "anchors": {"name": "fedprox", "mu": 0.3},
     "label_means": {"name": "fd", "recency": 0.9},
+    "scores_and_weights": {"name": "feddistill", "share_weights": True},
+    "latents": {"name": "fedgen", "generator_steps": 3, "teacher_weight": 1.0},
+    "prototypes": {"name": "fedproto"},
+    "digest": {"name": "fedmd"},
     "open_set": {"name": "dsfl", "distill_epochs": 2},
     "some_of_them": {"name": "dsfl", "federation": {"participation": 0.75, "dropout": 0.3}},
     "adam": {

@@ -1,4 +1,5 @@
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,33 @@ class TestResume:
         )
         assert first["history"] == second["history"]
         assert first["result"]["federation"] == second["result"]["federation"]
+
+    @pytest.mark.slow
+    def test_a_job_killed_inside_a_round_ends_with_the_same_bytes(self, tmp_path: Path) -> None:
+        """A real engine, and a real kill, behind the third checkpoint: of a client's work."""
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        # Each client trains for a while, so that the kill comes before the end of the round.
+        settings = {"engine": "loop", "local_epochs": 30}
+        training = {"checkpoint_seconds": 0.001}
+        _, undisturbed = run(whole, "fd", federation=settings, training=training)
+        recipe = prepare(parts, "fd", federation=settings, training=training)
+        process = folders.start(recipe)
+        assert process.stdout is not None
+        checkpoints = 0
+        while checkpoints < 3:
+            checkpoints += json.loads(process.stdout.readline())["type"] == "checkpoint"
+        process.kill()
+        assert folders.finish(process)[0] == -signal.SIGKILL
+        code, lines = folders.run_here(recipe)
+        assert code == 0
+        (started,) = folders.of_type(lines, "started")
+        assert started["resumed_from_step"] == 0
+        left, all_units = (
+            len(folders.of_type(told, "checkpoint")) for told in (lines, undisturbed)
+        )
+        assert left <= all_units - 3, "the work before the kill is not done again"
+        one, other = ((folder / "student.safetensors").read_bytes() for folder in (whole, parts))
+        assert one == other
 
 
 class TestBadInput:

@@ -296,6 +296,41 @@ class TestVariants:
         compared = [one.compared_with for one in plan.variants if not one.is_baseline]
         assert compared == [baselines[0].number, baselines[0].number, baselines[1].number]
 
+    def test_of_clients_with_and_without_an_open_set_are_told_that_the_images_differ(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        methods = [{"name": "dsfl"}, {"name": "local"}, {"name": "fedavg"}]
+        plan = planned(sessions, project, methods=methods, teacher=None, baseline=False)
+        told = [[(w.code, w.detail) for w in warnings] for warnings in plan.warnings]
+        assert told[0] == []
+        assert told[1] == [
+            (
+                "more_training_images",
+                "the clients of local train on all images, and those of dsfl (0.2) on what the "
+                "open set leaves; with federation.open_images 0.2, local trains on the same images",
+            )
+        ]
+        assert [code for code, _ in told[2]] == ["more_training_images"]
+
+    @pytest.mark.parametrize(
+        "methods",
+        [
+            [{"name": "local"}, {"name": "fedavg"}],
+            [{"name": "dsfl"}, {"name": "local", "federation": {"open_images": 0.2}}],
+            [{"name": "dsfl"}, {"name": "local", "federation": {"open_images": 0}}],
+            [{"name": "dsfl"}, {"name": "kd"}],
+        ],
+        ids=["no open set", "the same", "chosen", "no clients"],
+    )
+    def test_are_told_of_no_images_that_are_the_same_or_were_chosen(
+        self,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        methods: list[dict[str, Any]],
+    ) -> None:
+        plan = planned(sessions, project, methods=methods, baseline=False)
+        assert "more_training_images" not in {one.code for one in plan.all_warnings}
+
     def test_that_are_the_noise_baseline_take_its_place(
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:

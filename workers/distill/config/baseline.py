@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workers.distill.config.descriptions import Exchange
-from workers.distill.config.federation import OPEN_SHARE
+from workers.distill.config.federation import open_images_or_default
 
 LABELS_ALONE: dict[str, Any] = {"name": "ce"}
 NOISE = "noise"
@@ -25,9 +25,9 @@ def baseline_of(method: Mapping[str, Any], exchange: Exchange | None = None) -> 
     if "federation" in method:
         # Nothing is sent that could be protected, and nothing is made for clients.
         alone = {**method["federation"], "privacy": None, "augmentation": None}
-        if alone["open_images"] is None and exchange is not None and exchange.uses_open_set:
+        if exchange is not None and exchange.uses_open_set:
             # Local training has no open set: it must be told to leave out the same images.
-            alone["open_images"] = OPEN_SHARE
+            alone["open_images"] = open_images_or_default(alone["open_images"], uses_open_set=True)
         return {"name": LOCAL, "federation": alone}
     budget = method.get("synthesis")
     if budget is None:

@@ -189,7 +189,8 @@ class Federation(Values):
         ge=1,
         le=100_000,
         description="Replies that a round needs. With fewer, a simulated round changes nothing and "
-        "is counted as skipped; with remote clients the job fails. null: 2, or 1 of one client.",
+        "is counted as skipped; with remote clients the job fails. Of fd and feddistill also: "
+        "the clients that must hold a label before its row is sent. null: 2, or 1 of one client.",
     )
     deadline_seconds: float = Field(
         600, gt=0, le=30 * 86_400, description="Of remote clients: how long a round waits."
@@ -264,6 +265,13 @@ def rounds_as_epochs(method: object, training: Json) -> dict[str, Any]:
     if not isinstance(rounds, int) or isinstance(rounds, bool) or "epochs" in training:
         return dict(training)
     return {**training, "epochs": rounds}
+
+
+def open_images_or_default(asked: int | float | None, *, uses_open_set: bool) -> int | float:
+    """Return `open_images`, or what null stands for: a share where the method needs an open set."""
+    if asked is not None:
+        return asked
+    return OPEN_SHARE if uses_open_set else 0
 
 
 def open_count(asked: int | float, count: int) -> int:

@@ -214,13 +214,21 @@ def _check_strings(header: Header, expected: Expected) -> Contents:
 
 
 def _metric(name: str, text: str) -> float:
+    # It is stored and shown to owners: no database takes NUL, no table a control character.
+    if name == METRIC or len(name) > 60 or not name.isprintable():
+        raise MessageRefused(
+            "bad_string",
+            f"the name of the metric {name[:80]!r} must have 1 to {60 - len(METRIC)} printable "
+            "characters: rename it",
+            field=METRIC,
+        )
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or len(name) > 60:
+    if not math.isfinite(value):
         raise MessageRefused(
-            "bad_string", f"{name[:60]} must be a finite number, got {text[:40]!r}", field=name[:60]
+            "bad_string", f"{name} must be a finite number, got {text[:40]!r}", field=name
         )
     return value
 

@@ -13,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.distill import errors
-from workers.distill.config.federation import OPEN_SHARE, Partition, open_count
+from workers.distill.config.federation import (
+    Partition,
+    open_count,
+    open_images_or_default,
+)
 from workers.distill.data import stateless_rng
 
 Indices = NDArray[np.int64]
@@ -86,9 +90,7 @@ def divide(
 
 def open_images_of(asked: int | float | None, *, uses_open_set: bool, count: int) -> int:
     """Return how many of `count` training images become the open set."""
-    if asked is None:
-        asked = OPEN_SHARE if uses_open_set else 0
-    return open_count(asked, count)
+    return open_count(open_images_or_default(asked, uses_open_set=uses_open_set), count)
 
 
 def dirichlet(

@@ -337,6 +337,7 @@ class Rounds:
         measured = self.method.round_metrics()
         self._metrics |= {f"federation/{name}": value for name, value in measured.items()}
         self._tell_entropy(measured)
+        self._tell_withheld(measured)
         self._publish(tensors, list(now.chosen))
 
     def _publish(self, tensors: Mapping[str, Tensor], to: Sequence[str]) -> None:
@@ -478,6 +479,18 @@ class Rounds:
             f"the targets of round {self._now.number} have a mean entropy of {after:.3f} nats, and "
             f"the clients' mean {before:.3f}: the aggregation flattens them; lower "
             "method.temperature, or choose aggregation power",
+        )
+
+    def _tell_withheld(self, measured: Mapping[str, float]) -> None:
+        count = measured.get("withheld_labels", 0.0)
+        if not count or "withheld" in self._told:
+            return
+        self._told.add("withheld")
+        self._warn(
+            "labels_withheld",
+            f"nothing is sent of {count:g} labels, which fewer than {self.method.fewest_holders} "
+            f"clients held in round {self._now.number} (method.federation.min_clients): it would "
+            "show what single clients say",
         )
 
     def _open_digest(self) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from workers.distill import errors
 from workers.distill.config import formats as format_rules
-from workers.distill.config import teachers
+from workers.distill.config import teachers, upload_limits
 from workers.distill.config.job import Input, Task
 from workers.distill.config.training import Values
 from workers.distill.data import catalog as datasets
@@ -348,12 +348,7 @@ def _report(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
 def _failure(error: Exception, memory_bytes: int | None) -> dict[str, Any]:
     """Return the fields of the failure line."""
     if memory.is_exhausted(error):
-        most = "this machine has" if memory_bytes is None else f"the limit of {memory_bytes} bytes"
-        message = (
-            f"the upload needs more memory than {most}; give pictures a smaller input.height and "
-            "input.width, divide a large file, or have the operator raise the worker's "
-            "RETORT_INSPECTION_MEMORY_BYTES"
-        )
+        message = upload_limits.too_much_memory(memory_bytes)
         return {"code": "too_large", "message": message, "retryable": False, "details": {}}
     if isinstance(error, errors.UploadRefused):
         return {

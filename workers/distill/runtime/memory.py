@@ -15,8 +15,8 @@ _REFUSED = re.compile(
 def limit(extra_bytes: int) -> None:
     """Let this process take at most so many bytes beyond what it has; allocations beyond fail.
 
-    Private memory counts, mapped files do not. Linux only: elsewhere there is no such limit, and
-    nothing happens.
+    Private memory counts; mapped files and shared memory do not. Linux only: elsewhere there is no
+    such limit, and nothing happens: whoever started the process looks at what it holds.
     """
     if sys.platform != "linux":
         return

@@ -101,8 +101,24 @@ class TestExchange:
         assert fd.receive({}, consensus, sent["a"].tensors)["has_teacher"].tolist() == [
             True,
             False,
-            True,
+            False,
         ]
+
+    def test_no_row_of_a_label_shows_what_too_few_clients_say(self) -> None:
+        fd = method()
+        sent = replies(fd)
+        consensus = fd.aggregate([sent["a"], sent["c"]], scenes.federation("fd").server)
+        # Only a holds label 1, and only c label 2: their rows would be the sums.
+        assert consensus["label_holders"].tolist() == [2, 0, 0]
+        assert not consensus["label_sums"][1:].any()
+        assert fd.round_metrics()["withheld_labels"] == 2
+
+    def test_min_clients_is_the_floor_of_each_label(self) -> None:
+        fd = method(federation={"min_clients": 3})
+        consensus = fd.aggregate(list(replies(fd).values()), scenes.federation("fd").server)
+        # Each label is held by two of the three.
+        assert not any(one.any() for one in consensus.values())
+        assert fd.round_metrics() == {"withheld_labels": 3}
 
     def test_who_sent_nothing_has_nothing_to_subtract(self) -> None:
         fd = method()

@@ -24,7 +24,8 @@ class TestTeacher:
         rows = torch.stack([sent_rows(parties, place) for place in range(3)])
         for place, client in enumerate(parties.clients):
             expected = torch.cat([rows[:place], rows[place + 1 :]]).nanmean(0)
-            has_teacher = ~expected[:, 0].isnan()
+            # Of a label's only holder, the others are shown nothing.
+            has_teacher = ~expected[:, 0].isnan() & ((~rows[..., 0].isnan()).sum(0) > 1)
             assert torch.equal(client.memory["has_teacher"], has_teacher)
             found = client.memory["teacher"]
             assert torch.allclose(found[has_teacher], expected[has_teacher], atol=1e-6)
@@ -39,6 +40,13 @@ class TestTeacher:
         targets = client.memory["teacher"][batch.labels].softmax(1)
         expected = F.kl_div(features.logits.log_softmax(1), targets, reduction="batchmean")
         assert torch.allclose(terms["distil"], 2 * expected, atol=1e-6)
+
+    def test_never_shows_what_a_labels_only_holder_says(self) -> None:
+        parties = gather("feddistill", [[0, 1, 1, 2], [0, 1, 3, 3]])
+        parties.run(1)
+        assert parties.consensus.tensors["label_holders"].tolist() == [2, 2, 0, 0]
+        assert not parties.consensus.tensors["label_sums"][2:].any()
+        assert parties.method.round_metrics()["withheld_labels"] == 2
 
     def test_of_a_single_client_is_nobody(self) -> None:
         alone, local = gather("feddistill", [[0, 1, 1, 2]]), gather("local", [[0, 1, 1, 2]])

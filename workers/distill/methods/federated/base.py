@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from workers.distill.config.descriptions import Exchange, MethodDescription
 from workers.distill.config.devices import AcrossDevices
-from workers.distill.config.federation import Federation
+from workers.distill.config.federation import Federation, fewest_replies
 from workers.distill.data.types import Batch
 from workers.distill.functional.federated import averaging
 from workers.distill.methods.base import Method, Need, Terms
@@ -234,6 +234,11 @@ class FederatedMethod(Method):
     def received_kinds(self) -> tuple[str, ...]:
         """Return the kinds of content of a consensus, with these hyper-parameters."""
         return self.exchange.receives
+
+    @property
+    def fewest_holders(self) -> int:
+        """Return how many clients must hold a label before others may see what they say of it."""
+        return fewest_replies(self.params.federation.model_dump())
 
     @property
     def keeps_record(self) -> bool:

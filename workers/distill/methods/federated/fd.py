@@ -6,9 +6,10 @@ C x C numbers travel, whatever the size of the networks.
 Source: Jeong et al., 2018, arXiv 1811.11479, algorithm 1.
 Differs: a row is the mean over the other clients that hold the label; the paper divides by all
 others, which is the same where each holds every label. The server sends all clients the same sums,
-from which each subtracts its own row; the paper sends each its own table of the same numbers. The
-paper gives no weight of the distillation term. A pass over the client's images takes the place of
-the paper's 250 iterations.
+from which each subtracts its own row; the paper sends each its own table of the same numbers. No
+row is sent of a label that fewer clients hold than `min_clients`: with one holder it would show
+that client's row to all, of use to nobody who took part. The paper gives no weight of the
+distillation term. A pass over the client's images takes the place of the paper's 250 iterations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -144,15 +145,22 @@ class FD(FederatedMethod):
         like = replies[0].tensors["label_probabilities"]
         rows = torch.stack([self._rows(reply.tensors, like=like) for reply in replies])
         weights = torch.stack([self._client_weights(reply.tensors) for reply in replies])
-        sums, total = torch.einsum("kc,kcd->cd", weights.to(rows.dtype), rows), weights.sum(0)
-        held = total > 0
-        means = sums[held] / total[held, None]
-        self._entropy = float(soft_targets.entropies(means).mean())
+        holders = (weights > 0).sum(0)
+        is_sent = holders >= self.fewest_holders
+        sums = torch.einsum("kc,kcd->cd", weights.to(rows.dtype), rows) * is_sent[:, None]
+        total = weights.sum(0) * is_sent
+        means = sums[is_sent] / total[is_sent, None]
+        self._metrics = {"withheld_labels": float(((holders > 0) & ~is_sent).sum())}
+        if len(means):
+            self._metrics["target_entropy"] = float(soft_targets.entropies(means).mean())
         return {"label_sums": sums, "label_holders": total.int()}
 
     def round_metrics(self) -> dict[str, float]:
-        """Return the mean entropy of the labels' mean outputs, in nats."""
-        return {"target_entropy": self._entropy}
+        """Return the mean entropy of what is sent of the labels, in nats, where anything is.
+
+        And of how many labels nothing is sent because too few clients hold them.
+        """
+        return dict(self._metrics)
 
     def _weights(self, number: int) -> tuple[float, float]:
         """Return the weights of labels and teacher in a round."""

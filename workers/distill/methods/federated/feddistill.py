@@ -5,7 +5,8 @@ clients' weights are averaged besides.
 
 Source: Seo et al., 2020, arXiv 2011.02367, as run by Zhu et al., ICML 2021, arXiv 2105.10056
 (FedDistill and FedDistill+).
-Differs: means are of a round, over the clients that hold a label, without the client's own.
+Differs: means are of a round, over the clients that hold a label, without the client's own; none
+is sent of a label that fewer clients hold than `min_clients`, as in `fd`.
 `released_code` is FedGen's code: sums go on over all rounds and start from a count of 1, which
 flattens them; the mean is over all clients, the own included, and zeros where one lacks a label.
 Checked against: zhuangdizhu/FedGen, by way of values computed independently.
@@ -128,17 +129,25 @@ class FedDistill(FederatedMethod):
         totals = label_means.total(
             LabelMeans(*(torch.stack(parts) for parts in zip(*uploads, strict=True)))
         )
-        held = totals.holders > 0
-        means = totals.sums[held] / totals.holders[held, None]
-        self._entropy = float(soft_targets.entropies(means.softmax(1)).mean())
-        consensus = {"label_sums": totals.sums, "label_holders": totals.holders.int()}
+        is_sent = totals.holders >= self.fewest_holders
+        means = totals.sums[is_sent] / totals.holders[is_sent, None]
+        self._metrics = {"withheld_labels": float(((totals.holders > 0) & ~is_sent).sum())}
+        if len(means):
+            self._metrics["target_entropy"] = float(soft_targets.entropies(means.softmax(1)).mean())
+        consensus = {
+            "label_sums": totals.sums * is_sent[:, None],
+            "label_holders": (totals.holders * is_sent).int(),
+        }
         if self.params.share_weights:
             consensus.update(base.average_weights(replies, server, weighting=self.params.weighting))
         return consensus
 
     def round_metrics(self) -> dict[str, float]:
-        """Return the mean entropy of the labels' mean scores after softmax, in nats."""
-        return {"target_entropy": self._entropy}
+        """Return the mean entropy of the mean scores that are sent, after softmax, in nats.
+
+        And of how many labels nothing is sent because too few clients hold them.
+        """
+        return dict(self._metrics)
 
     def _rows(self, sent: Mapping[str, Tensor], *, like: Tensor) -> LabelMeans:
         """Return what a client sent as a row for every label; no row where it sent nothing."""
