@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from retort import server_events
-from tests import databases, factories, serving, waiting
+from tests import databases, factories, services, serving, waiting
 from tests.contracts import source
 
 
@@ -284,12 +283,10 @@ class TestStream:
         for reader in readers:
             reader.wait_for("progress")
         pool = app.state.service.engine.pool
-        idle = 0
-        for _ in range(40):
-            idle += pool.checkedout() == 0
-            time.sleep(0.02)
         # The one poller looks twice a second; in between, nobody holds anything.
-        assert idle > 10
+        for _ in range(10):
+            waiting.until(lambda: pool.checkedout() == 0, "nobody holds a connection")
+            time.sleep(0.02)
         cancel(sessions, job_id)
         for reader in readers:
             reader.finish()
@@ -349,10 +346,10 @@ class TestLongPoll:
     def test_returns_at_once_where_there_is_something(
         self, http: httpx.Client, job_id: str
     ) -> None:
-        started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?wait_seconds=25").json()
-        assert len(found["data"]) == 2
-        assert time.monotonic() - started < 22
+        def ask() -> httpx.Response:
+            return http.get(f"/v1/jobs/{job_id}/events?wait_seconds=25")
+
+        assert len(waiting.once_within(22, ask).json()["data"]) == 2
 
     def test_wakes_up_when_something_happens(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
@@ -377,10 +374,11 @@ class TestLongPoll:
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
         cancel(sessions, job_id)
-        started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?after=3&wait_seconds=25").json()
-        assert found["data"] == []
-        assert time.monotonic() - started < 22
+
+        def ask() -> httpx.Response:
+            return http.get(f"/v1/jobs/{job_id}/events?after=3&wait_seconds=25")
+
+        assert waiting.once_within(22, ask).json()["data"] == []
 
 
 @pytest.mark.slow
@@ -389,7 +387,7 @@ class TestSignal:
     def test_stops_a_server_at_once_although_streams_are_open(
         self, settings: Settings, api_key: str, job_id: str, tmp_path: Path
     ) -> None:
-        port = free_port()
+        port = services.free_port()
         program = (
             "import sys, uvicorn; uvicorn.run('api.app:create_app', factory=True,"
             " port=int(sys.argv[1]), timeout_graceful_shutdown=30)"
@@ -427,13 +425,6 @@ class TestSignal:
         finally:
             server.kill()
             server.wait()
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that is free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(http: httpx.Client) -> bool:
