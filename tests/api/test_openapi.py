@@ -161,7 +161,7 @@ class TestHoisted:
         assert components == {"XA": {"title": "XA"}, "YA": {"title": "YA"}}
 
 
-ODD_REQUESTS = int(os.environ.get("ODD_REQUESTS", "5"))
+ODD_REQUESTS = int(os.environ.get("ODD_REQUESTS", "3"))
 """For each route and way; `make fuzz` sends more."""
 
 

@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from retort import server_events
-from tests import databases, factories, serving, waiting
+from tests import databases, factories, services, serving, waiting
 from tests.contracts import source
 
 
@@ -102,11 +102,16 @@ def numbered(events: list[server_events.ServerEvent]) -> list[int]:
     return sequences
 
 
-def cancel(sessions: database.Sessions, job_id: str) -> None:
-    """Cancel a job as another process would."""
+def act(sessions: database.Sessions, job_id: str, verb: Callable[..., object]) -> None:
+    """Do something to a job as another process would."""
     with sessions.begin() as session:
         row = session.get_one(tables.JobRow, job_id)
-        actions.cancel(session, project_id=row.project_id, job_id=job_id)
+        verb(session, project_id=row.project_id, job_id=job_id)
+
+
+def cancel(sessions: database.Sessions, job_id: str) -> None:
+    """Cancel a job as another process would."""
+    act(sessions, job_id, actions.cancel)
 
 
 class TestStream:
@@ -284,12 +289,10 @@ class TestStream:
         for reader in readers:
             reader.wait_for("progress")
         pool = app.state.service.engine.pool
-        idle = 0
-        for _ in range(40):
-            idle += pool.checkedout() == 0
-            time.sleep(0.02)
         # The one poller looks twice a second; in between, nobody holds anything.
-        assert idle > 10
+        for _ in range(10):
+            waiting.until(lambda: pool.checkedout() == 0, "nobody holds a connection")
+            time.sleep(0.02)
         cancel(sessions, job_id)
         for reader in readers:
             reader.finish()
@@ -349,21 +352,30 @@ class TestLongPoll:
     def test_returns_at_once_where_there_is_something(
         self, http: httpx.Client, job_id: str
     ) -> None:
-        started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?wait_seconds=25").json()
-        assert len(found["data"]) == 2
-        assert time.monotonic() - started < 22
+        def ask() -> httpx.Response:
+            return http.get(f"/v1/jobs/{job_id}/events?wait_seconds=25")
+
+        assert len(waiting.once_within(22, ask).json()["data"]) == 2
 
     def test_wakes_up_when_something_happens(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
-        timer = threading.Timer(0.5, cancel, (sessions, job_id))
-        timer.start()
-        started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?after=2&wait_seconds=25").json()
-        timer.join()
-        assert [event["type"] for event in found["data"]] == ["job.cancelled"]
-        assert time.monotonic() - started < 22
+        verbs = itertools.cycle([(actions.pause, "job.paused"), (actions.resume, "job.queued")])
+        seen = itertools.count(2)
+
+        def woken() -> float:
+            verb, kind = next(verbs)
+            timer = threading.Timer(0.5, act, (sessions, job_id, verb))
+            timer.start()
+            started = time.monotonic()
+            path = f"/v1/jobs/{job_id}/events?after={next(seen)}&wait_seconds=25"
+            found = http.get(path).json()
+            took = time.monotonic() - started
+            timer.join()
+            assert [event["type"] for event in found["data"]] == [kind]
+            return took
+
+        waiting.takes_less_than(22, woken)
 
     @databases.SQLITE_ONLY
     def test_gives_up_after_the_time_it_was_given(self, http: httpx.Client, job_id: str) -> None:
@@ -377,10 +389,11 @@ class TestLongPoll:
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
         cancel(sessions, job_id)
-        started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?after=3&wait_seconds=25").json()
-        assert found["data"] == []
-        assert time.monotonic() - started < 22
+
+        def ask() -> httpx.Response:
+            return http.get(f"/v1/jobs/{job_id}/events?after=3&wait_seconds=25")
+
+        assert waiting.once_within(22, ask).json()["data"] == []
 
 
 @pytest.mark.slow
@@ -389,51 +402,47 @@ class TestSignal:
     def test_stops_a_server_at_once_although_streams_are_open(
         self, settings: Settings, api_key: str, job_id: str, tmp_path: Path
     ) -> None:
-        port = free_port()
-        program = (
-            "import sys, uvicorn; uvicorn.run('api.app:create_app', factory=True,"
-            " port=int(sys.argv[1]), timeout_graceful_shutdown=30)"
-        )
-        variables = {
-            "RETORT_DATABASE_URL": settings.database_url,
-            "RETORT_STORAGE_URL": settings.storage_url,
-            "RETORT_BROKER_URL": settings.broker_url,
-            "RETORT_CURSOR_SECRET": "x" * 32,
-        }
-        with (tmp_path / "server.log").open("wb") as log:
-            server = subprocess.Popen(
-                [sys.executable, "-c", program, str(port)],
-                cwd=source.ROOT,
-                env=source.environment(variables),
-                stderr=log,
+        def stopped() -> float:
+            port = services.free_port()
+            program = (
+                "import sys, uvicorn; uvicorn.run('api.app:create_app', factory=True,"
+                " port=int(sys.argv[1]), timeout_graceful_shutdown=30)"
             )
-        http = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"authorization": f"Bearer {api_key}"},
-            timeout=waiting.PATIENCE_SECONDS,
-            trust_env=False,
-            transport=httpx.HTTPTransport(retries=0),
-        )
-        try:
-            with http:
-                waiting.until(lambda: answers(http), "the server answers")
-                reader = Reader(http, job_id)
-                reader.wait_for("progress")
-                server.send_signal(signal.SIGTERM)
-                asked = time.monotonic()
-                assert reader.finish()[-1].retry_seconds is not None
-                assert server.wait(waiting.PATIENCE_SECONDS) in {0, -signal.SIGTERM}
-                assert time.monotonic() - asked < 25
-        finally:
-            server.kill()
-            server.wait()
+            variables = {
+                "RETORT_DATABASE_URL": settings.database_url,
+                "RETORT_STORAGE_URL": settings.storage_url,
+                "RETORT_BROKER_URL": settings.broker_url,
+                "RETORT_CURSOR_SECRET": "x" * 32,
+            }
+            with (tmp_path / "server.log").open("wb") as log:
+                server = subprocess.Popen(
+                    [sys.executable, "-c", program, str(port)],
+                    cwd=source.ROOT,
+                    env=source.environment(variables),
+                    stderr=log,
+                )
+            http = httpx.Client(
+                base_url=f"http://127.0.0.1:{port}",
+                headers={"authorization": f"Bearer {api_key}"},
+                timeout=waiting.PATIENCE_SECONDS,
+                trust_env=False,
+                transport=httpx.HTTPTransport(retries=0),
+            )
+            try:
+                with http:
+                    waiting.until(lambda: answers(http), "the server answers")
+                    reader = Reader(http, job_id)
+                    reader.wait_for("progress")
+                    server.send_signal(signal.SIGTERM)
+                    asked = time.monotonic()
+                    assert reader.finish()[-1].retry_seconds is not None
+                    assert server.wait(waiting.PATIENCE_SECONDS) in {0, -signal.SIGTERM}
+                    return time.monotonic() - asked
+            finally:
+                server.kill()
+                server.wait()
 
-
-def free_port() -> int:
-    """Return a port of the loopback interface that is free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+        waiting.takes_less_than(25, stopped)
 
 
 def answers(http: httpx.Client) -> bool:

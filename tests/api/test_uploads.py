@@ -433,8 +433,7 @@ class TestOtherProjects:
 @contextlib.contextmanager
 def served(settings: Settings, **changes: str) -> Iterator[tuple[str, psutil.Process]]:
     """Run the API as a process of its own; yield its URL and the process."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = services.free_port()
     secret = settings.cursor_secret
     assert secret is not None
     environment = {

@@ -14,7 +14,6 @@ import os
 import random
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 SEEDS = 3
 """So many different jobs there are; each is submitted again and again."""
 IN_FLIGHT = 3
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 DRAIN_SECONDS = 600.0
 LEASE_SECONDS = 4.0
 _FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
@@ -359,7 +358,7 @@ def running(seed: int, *, slots: int = 1) -> Iterator[Drill]:
         folder = Path(name)
         database_url = held.enter_context(services.postgres(folder, keeps_commits=True))
         broker_url = held.enter_context(services.redis_server(folder))
-        port = _free_port()
+        port = services.free_port()
         environment = {
             **os.environ,
             "RETORT_DATABASE_URL": database_url,
@@ -441,12 +440,6 @@ def _redis(url: str) -> psutil.Process:
             if process.name() == "redis-server" and port in " ".join(process.cmdline()):
                 return process
     raise LookupError(f"no Redis on port {port}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.drills import kills
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_five_kills_lose_and_double_nothing() -> None:

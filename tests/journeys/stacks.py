@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ QUICK = {
     "RETORT_REPUBLISH_AFTER_SECONDS": "4",
     "OMP_NUM_THREADS": "1",
 }
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 600.0
 """Longer than any job of a journey takes, where ten processes share two cores."""
 
 
@@ -108,13 +107,6 @@ class Stack:
                 raise
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def production(folder: Path) -> Iterator[Stack]:
     """PostgreSQL, Redis over TCP, S3 over HTTP, uvicorn, and Celery workers, each on its own."""
@@ -123,7 +115,7 @@ def production(folder: Path) -> Iterator[Stack]:
             (folder / name).mkdir()
         s3 = stack.enter_context(services.s3_server())
         server = stack.enter_context(services.postgres(folder / "postgres"))
-        port = free_port()
+        port = services.free_port()
         environment = {
             **os.environ,
             **QUICK,
@@ -158,7 +150,7 @@ def production(folder: Path) -> Iterator[Stack]:
 @contextlib.contextmanager
 def embedded(folder: Path) -> Iterator[Stack]:
     """`retort up`, started as a user starts it."""
-    port = free_port()
+    port = services.free_port()
     data_dir = folder / "retort-data"
     environment = {**os.environ, **QUICK, "XDG_CONFIG_HOME": str(folder)}
     running = Stack(f"http://127.0.0.1:{port}", "", environment, folder, True)

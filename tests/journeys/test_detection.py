@@ -15,7 +15,7 @@ from retort.client import Client
 from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS
 from workers.distill.networks import weights
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SIDE = 64
 CLASSES = ("bright", "dark")
@@ -30,11 +30,11 @@ STUDENT = {
 TRAINING = {"recipe": "small_dense", "epochs": 1, "batch_size": 4}
 
 
-def archive(path: Path, *, category: int = 90) -> Path:
+def archive(path: Path, *, category: int = 90, train: int = 16, others: int = 4) -> Path:
     """Write a COCO archive of grey pictures, each with a bright and a dark square."""
     draw = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as target:
-        for split, count in (("train", 16), ("val", 4), ("test", 4)):
+        for split, count in (("train", train), ("val", others), ("test", others)):
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for number in range(count):

@@ -14,7 +14,7 @@ from tests.journeys import stacks
 from workers.distill.data import boxes
 from workers.distill.data.builtin import digit_scenes
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 

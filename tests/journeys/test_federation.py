@@ -21,7 +21,7 @@ from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS, Stack
 from workers.distill.data.builtin import digits as handwritten
 from workers.distill.networks import weights
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PARTIES = 2
 ROUNDS = 3

@@ -3,9 +3,13 @@
 Files are named as the pages name them. Specs are those of `examples/`, trained for an epoch or a
 round: what is tried is that commands, names and files fit together, not what is learned. Those of
 the README are those of `docs/start.md` too; `test_readme.py` runs the first of them on the examples
-as they are.
+as they are, in processes of their own. Here they run in this process, except for those that go on
+while others run.
 """
 
+import contextlib
+import importlib
+import io
 import os
 import re
 import shlex
@@ -25,8 +29,10 @@ import torch
 import yaml
 from onnx import helper
 from PIL import Image
+from typer.testing import CliRunner
 
 from retort import types
+from retort.cli import app
 from retort.client import Client
 from tests.contracts import source, test_site
 from tests.journeys import test_detection
@@ -61,7 +67,10 @@ TINY_DETECTORS = {
 # `upload model` of the README names this network, whose weights come from `digits-alone`.
 WHOLE = "retort/resnet8x4"
 EXPORTED = "digits-dkd"
-"""Its student leaves as int8, which must lose little of what it has learned."""
+"""What the README makes of it has a report, and leaves as int8, which must lose little of what it
+has learned."""
+# The how-to pages ask for pictures of 224 pixels and 30 epochs of a spec that is the reader's own.
+TINIEST = {"widths": [2, 2, 2, 2]}
 
 
 def lines(page: str) -> list[str]:
@@ -74,12 +83,10 @@ def lines(page: str) -> list[str]:
     return [line.strip() for block in blocks for line in RUN.findall(block.replace("\\\n", " "))]
 
 
-def shrunk(spec: dict[str, Any]) -> dict[str, Any]:
+def shrunk(spec: dict[str, Any], *, is_exported: bool) -> dict[str, Any]:
     """Return a spec that trains for an epoch or a round, with a small student."""
     method = spec["method"]
-    training = {**spec.get("training", {}), "epochs": 1}
-    if spec["name"] == EXPORTED:
-        training["epochs"] = 6
+    training = {**spec.get("training", {}), "epochs": 6 if is_exported else 1}
     if "federation" in method:
         federation = method["federation"]
         rounds = {} if federation["clients"] == "remote" else {"clients": 2, "rounds": 1}
@@ -103,23 +110,22 @@ def shrunk(spec: dict[str, Any]) -> dict[str, Any]:
         "method": method,
         "training": training,
         "baseline": False,
-        "report": spec["name"] == EXPORTED,
+        "report": is_exported,
     }
 
 
 def shrunk_study(spec: dict[str, Any]) -> dict[str, Any]:
     """Return a study of few jobs, each of them short."""
-    training = {**spec["training"], "epochs": 2}
+    spec = {**spec, "training": {**spec["training"], "epochs": 2}, "baseline": False}
     methods = [
         {**one, **({"warmup_epochs": 1} if "warmup_epochs" in one else {})}
         for one in spec["methods"]
     ]
     if "search" not in spec:
-        methods = methods[-1:]
-        return {**spec, "methods": methods, "training": training, "seeds": [0]}
+        return {**spec, "methods": methods[-1:], "seeds": [0], "report": False}
     pruning = {**spec["search"]["pruning"], "min_epochs": 1}
     search = {**spec["search"], "trials": 2, "confirm_seeds": 1, "pruning": pruning}
-    return {**spec, "methods": methods, "training": training, "search": search}
+    return {**spec, "methods": methods, "search": search, "report": False}
 
 
 def graph(path: Path) -> None:
@@ -179,11 +185,14 @@ def write(path: Path, spec: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
 
 
-def write_examples(folder: Path) -> None:
+def write_examples(folder: Path, *, exported: str | None = None) -> None:
     """Write the examples, small ones."""
     for path in (source.ROOT / "examples").rglob("*.yaml"):
         spec = yaml.safe_load(path.read_text())
-        spec = shrunk_study(spec) if "methods" in spec else shrunk(spec)
+        if "methods" in spec:
+            spec = shrunk_study(spec)
+        else:
+            spec = shrunk(spec, is_exported=spec["name"] == exported)
         write(folder / path.relative_to(source.ROOT), spec)
 
 
@@ -191,10 +200,10 @@ def write_examples(folder: Path) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Where the reader works on each page: in a checkout, then beside files of their own."""
     checkout, made = (tmp_path_factory.mktemp(name) for name in ("checkout", "reader"))
-    for folder in (checkout, made):
-        write_examples(folder)
+    write_examples(checkout, exported=EXPORTED)
+    write_examples(made)
     # The reader's own spec, for pictures of the reader's own.
-    student = {"network": "retort/resnet8", "arguments": TINY}
+    student = {"network": "retort/resnet8", "arguments": TINIEST}
     own = {"name": "own", "student": student, "dataset": "photos@latest", "method": {"name": "ce"}}
     write(made / "job.yaml", {**own, "report": False})
     teacher = timm.create_model("resnet18", num_classes=2)
@@ -202,10 +211,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     graph(made / "teacher.onnx")
     answers(made / "answers.npz")
     pictures(made / "pets.zip", each=10)
-    pictures(made / "photos.zip", each=6)
+    pictures(made / "photos.zip", each=3)
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     torch.save(backbone.state_dict(), made / "vit.pth")
-    test_detection.archive(made / "street.zip")
+    test_detection.archive(made / "street.zip", train=4, others=2)
     for seed, name in enumerate(PARTIES):
         party(made / f"{name}.npz", seed)
     return {page: checkout if page == README else made for page in PAGES}
@@ -223,7 +232,6 @@ class Reader:
         """What went wrong, by line: all of it is told at once."""
         self.clients: list[subprocess.Popen[str]] = []
         self.environment = {
-            **os.environ,
             "RETORT_URL": stack.url,
             "RETORT_API_KEY": stack.api_key,
             "XDG_CONFIG_HOME": str(stack.folder),
@@ -245,10 +253,11 @@ class Reader:
                 own = line.replace("ck_...", key).replace("DIR", f"{name}.npz")
                 self.clients.append(self._start(f"{own} --folder client-{name}"))
             return
-        process = self._start(line)
-        said, told = process.communicate(timeout=PATIENCE_SECONDS)
-        if process.returncode != 0:
-            self.failed.append(f"{line}\n{said}{told}"[-3000:])
+        words = shlex.split(self._filled(line))
+        with contextlib.chdir(self.folder):
+            code, said = self._retort(words) if words[0] == "retort" else self._module(words)
+        if code != 0:
+            self.failed.append(f"{line}\n{said}"[-3000:])
         self.keys += re.findall(r"ck_\w+", said)
 
     def finish(self) -> None:
@@ -266,15 +275,25 @@ class Reader:
             if ended.state != "succeeded" and ended.state_reason != "pruned":
                 self.failed.append(f"{ended.name}: {ended.state}, {ended.failure}")
 
+    def _retort(self, words: list[str]) -> tuple[int, str]:
+        done = CliRunner(env=self.environment).invoke(app.app, words[1:], prog_name="retort")
+        return done.exit_code, f"{done.output}{done.exception or ''}"
+
+    def _module(self, words: list[str]) -> tuple[int, str]:
+        assert words[:2] == ["python", "-m"], words
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            code = importlib.import_module(words[2]).main(words[3:])
+        return code, said.getvalue()
+
     def _start(self, line: str) -> subprocess.Popen[str]:
         words = shlex.split(self._filled(line))
-        own = dict(self.environment)
+        own = {**os.environ, **self.environment}
         while re.fullmatch(r"[A-Z_]+=\S+", words[0]):
             name, _, value = words.pop(0).partition("=")
             own[name] = value
-        words = [*("-m", "retort"), *words[1:]] if words[0] == "retort" else words[1:]
+        assert words[0] == "retort", words
         return subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, "-m", *words],
             cwd=self.folder,
             env=own,
             stdout=subprocess.PIPE,

@@ -35,9 +35,9 @@ from retort.cli import up
 from tests import factories, waiting
 from tests.contracts import source
 from tests.journeys import chromium, test_howto
-from tests.journeys.stacks import ON_EMBEDDED, Stack
+from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS, Stack
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300), ON_EMBEDDED]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800), ON_EMBEDDED]
 
 TINY = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
 FEDERATED = {
@@ -60,7 +60,7 @@ LOOKS: tuple[tuple[ViewportSize, Literal["light", "dark"]], ...] = (
 )
 # A folder for pictures of every screen, at both widths and in both colours; none are taken without.
 PICTURES = os.environ.get("RETORT_SCREENSHOTS")
-PATIENCE_MS = 60_000
+PATIENCE_MS = 240_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
@@ -177,11 +177,12 @@ def shown(stack: Stack, teacher: str) -> Shown:
         federation = next(retort.federations.list(job=waiting_for_parties.id))
         retort.federations.invite(federation.id, "north")
         retort.jobs.cancel(waiting_for_parties.id)
-        assert retort.jobs.wait(failed.id, timeout=120).state == "failed"
-        assert retort.studies.wait(study.id, timeout=120).state == "succeeded"
-        assert retort.jobs.wait(job.id, timeout=120).state == "succeeded"
-        assert retort.jobs.wait(federated.id, timeout=120).state == "succeeded"
-        assert retort.jobs.wait(waiting_for_parties.id, timeout=120).state == "cancelled"
+        assert retort.jobs.wait(failed.id, timeout=PATIENCE_SECONDS).state == "failed"
+        assert retort.studies.wait(study.id, timeout=PATIENCE_SECONDS).state == "succeeded"
+        assert retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS).state == "succeeded"
+        assert retort.jobs.wait(federated.id, timeout=PATIENCE_SECONDS).state == "succeeded"
+        stopped = retort.jobs.wait(waiting_for_parties.id, timeout=PATIENCE_SECONDS)
+        assert stopped.state == "cancelled"
     return Shown(job.id, failed.id, study.id, teacher, federated.id, federation.id)
 
 

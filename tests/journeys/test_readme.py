@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests import isolation
+from tests import isolation, services
 from tests.contracts import source
-from tests.journeys import stacks
 from workers.distill.data.builtin import digits
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 README = source.text(Path("README.md"))
 USED = ("Makefile", "pyproject.toml", "constraints.txt", "examples")
@@ -48,7 +47,7 @@ class TestReadme:
         checkout(folder)
         environment = {
             **os.environ,
-            "RETORT_PORT": str(stacks.free_port()),
+            "RETORT_PORT": str(services.free_port()),
             "XDG_CONFIG_HOME": str(tmp_path / "home"),
             "OMP_NUM_THREADS": "1",
         }

@@ -11,7 +11,7 @@ from retort.client import Client
 from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS, Stack
 from workers.distill.networks import weights
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TINY = {"network": "retort/convnet", "arguments": {"widths": [8, 16]}}
 BUDGET: dict[str, Any] = {

@@ -1,10 +1,13 @@
 """A home of one's own for each test, and servers to talk to."""
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
+import typer.testing
 from fastapi import FastAPI
 
 from models_registry.persistence import database, tables
@@ -13,6 +16,15 @@ from retort import client, transport
 from tests import serving
 from tests.retort import wire as wires
 from tests.retort import workers
+
+
+@pytest.fixture(autouse=True, scope="session")
+def built_once() -> Iterator[None]:
+    """Build the tree of all commands once: Typer's runner does so anew for each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        cached = functools.cache(typer.main.get_command)
+        patch.setattr(typer.testing, "_get_command", cached)
+        yield
 
 
 @pytest.fixture(autouse=True)

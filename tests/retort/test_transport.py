@@ -2,6 +2,7 @@ import httpx
 import pytest
 
 from retort import errors, transport, types
+from tests import services
 from tests.retort import wire as wires
 from tests.retort.wire import problem, told
 
@@ -96,7 +97,7 @@ class TestRequest:
 
 class TestFailures:
     def test_says_quickly_that_nothing_listens(self, naps):
-        url = f"http://127.0.0.1:{wires.free_port()}"
+        url = f"http://127.0.0.1:{services.free_port()}"
         http = transport.Transport(url, "k", sleep=naps.append)
         with pytest.raises(errors.ConnectionFailed, match="`retort up` starts one") as caught:
             http.request("GET", "/x")

@@ -106,13 +106,6 @@ def running() -> Iterator[Wire]:
         thread.join()
 
 
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _bare(path: str) -> str:
     return path.partition("?")[0]
 

@@ -51,9 +51,7 @@ class TestHeartbeat:
         with Heartbeat(context, lease) as heartbeat:
             with context.sessions.begin() as session:
                 verb(session, project_id=project, job_id=lease.job_id)  # type: ignore[operator]  # one of two verbs
-            began = time.monotonic()
             scenes.wait_until(lambda: heartbeat.stop_wanted, "the wish is known")
-            assert time.monotonic() - began < 30
             assert not heartbeat.lost
 
     def test_loses_the_lease_when_a_reaper_moves_the_fence(
@@ -127,7 +125,7 @@ class TestOutage:
         with Heartbeat(hasty, lease) as heartbeat, scenes.unreachable(database_url):
             scenes.wait_until(lambda: heartbeat.lost, "the lease is given up")
             # Since the last renewal, which was some time before the outage.
-            assert 0.75 < time.monotonic() - heartbeat._renewed < 30
+            assert time.monotonic() - heartbeat._renewed > 0.75
 
     def test_in_which_a_call_never_returns_loses_the_lease_too(
         self, context: Context, lease: leases.Lease, database_url: str

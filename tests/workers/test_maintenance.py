@@ -348,7 +348,6 @@ class TestSearches:
             assert "is tried again: ValidationError" in (study.search or {})["message"]
 
     @pytest.mark.slow  # six trainings
-    @pytest.mark.timeout(300)
     def test_are_carried_out_to_their_end(
         self, context: Context, study_id: str, sent: list[Message]
     ) -> None:

@@ -112,7 +112,6 @@ def states(context: Context, made: Jobs) -> dict[str, tuple[str, str | None]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # the first one starts two engines, of which one trains six students
 class TestSharedEngine:
     def test_ends_each_job_as_it_would_end_alone(
         self, workshop: Context, project: str, alone: str

@@ -52,7 +52,6 @@ def is_described(context: Context) -> bool:
     return any(row.versions for row in announced(context))
 
 
-@pytest.mark.timeout(300)  # it starts a worker and two engines
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestWorker:
     def test_announces_itself_does_a_job_hands_the_next_back_and_leaves(

@@ -11,7 +11,7 @@ import pytest
 
 from models_registry.webhooks.addresses import Rules
 from models_registry.webhooks.deliveries import Outcome
-from tests import waiting
+from tests import services, waiting
 from tests.retort import wire as wires
 from tests.retort.wire import Reply, Wire
 from workers.webhook_sender import EXCERPT_CHARACTERS, Sender
@@ -86,7 +86,7 @@ class TestPost:
         assert (outcome.error or "").startswith("the connection failed: ")
 
     def test_says_that_nobody_listens(self) -> None:
-        outcome = sender().post(f"http://127.0.0.1:{wires.free_port()}/", HEADERS, BODY)
+        outcome = sender().post(f"http://127.0.0.1:{services.free_port()}/", HEADERS, BODY)
         assert (outcome.error or "").startswith("the connection failed: ")
 
     def test_gives_up_on_an_answer_that_comes_byte_by_byte(self) -> None:

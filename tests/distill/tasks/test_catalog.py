@@ -97,7 +97,6 @@ def run_with_third_task(module: str, *arguments: object) -> list[dict[str, Any]]
 
 class TestThirdTask:
     @pytest.mark.slow
-    @pytest.mark.timeout(300)  # two processes that load torch, beside whatever else runs
     def test_is_trained_and_scored_by_its_own_loss_and_metrics(self, tmp_path: Path) -> None:
         lines = run_with_third_task("workers.distill", prepare(tmp_path), "--workdir", tmp_path)
         assert folders.of_type(lines, "warning") == []

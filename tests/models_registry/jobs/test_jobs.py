@@ -1113,7 +1113,7 @@ class TestAnyHistory:
         stateful.run_state_machine_as_test(
             JobHistoryHere,
             settings=hypothesis.settings(
-                max_examples=40,
+                max_examples=25,
                 stateful_step_count=30,
                 deadline=None,
                 suppress_health_check=list(hypothesis.HealthCheck),

@@ -176,12 +176,12 @@ class TestConnect:
             with engine.connect() as connection:
                 first = connection.scalar(sa.text("SELECT pg_backend_pid()"))
                 began = time.monotonic()
-                with (
+                with (  # which would last for ever without a limit
                     line.silence(),
                     pytest.raises(sqlalchemy.exc.OperationalError, match=r"not answered for 0\.5"),
                 ):
                     connection.scalar(sa.text("SELECT 1"))
-                assert 0.5 <= time.monotonic() - began < 20
+                assert time.monotonic() - began >= 0.5
             with engine.connect() as connection:
                 assert connection.scalar(sa.text("SELECT pg_backend_pid()")) != first
             engine.dispose()
@@ -292,10 +292,9 @@ class TestWriters:
         with sessions.begin() as session:
             session.add(project("a", datetime.now(UTC)))
             session.flush()
-            started = time.monotonic()
+            # One that waited for the writer would give up, with an error.
             with readers.begin() as reading:
                 assert reading.scalars(sa.select(tables.ProjectRow)).all() == []
-        assert time.monotonic() - started < 20  # SQLite's writers would wait for thirty
 
     @POSTGRES_ONLY
     def test_leave_no_transaction_open_when_they_only_read(self, engine: sa.Engine) -> None:

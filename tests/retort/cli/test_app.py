@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from models_registry.jobs import logs
 from retort import config, errors, watching
 from retort.cli import app, completion, shell
-from tests import factories, waiting
+from tests import factories, services, waiting
 from tests.retort import wire as wires
 from tests.retort.wire import problem, told
 from workers.distill.data.builtin import digit_scenes
@@ -151,7 +151,7 @@ class TestErrors:
         assert "`retort up`" in one_error(result)
 
     def test_of_an_unreachable_server_are_4(self):
-        url = f"http://127.0.0.1:{wires.free_port()}"
+        url = f"http://127.0.0.1:{services.free_port()}"
         result = run("jobs", "--url", url, "--api-key", "k")
         assert result.exit_code == 4
         assert url in one_error(result)
@@ -1061,7 +1061,8 @@ class TestProcess:
         process.wait(timeout=waiting.PATIENCE_SECONDS)
 
     def test_ends_with_the_code_of_its_error(self):
-        process = started("jobs", "--url", f"http://127.0.0.1:{wires.free_port()}", "--api-key=k")
+        url = f"http://127.0.0.1:{services.free_port()}"
+        process = started("jobs", "--url", url, "--api-key=k")
         out, err = process.communicate(timeout=waiting.PATIENCE_SECONDS)
         assert (process.returncode, out) == (4, "")
         assert len(err.splitlines()) == 1

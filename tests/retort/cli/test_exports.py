@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from models_registry.artifacts import exports, predictions
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from retort.cli import app
-from tests import factories
+from tests import factories, waiting
 from tests.api.test_exports import MEASURED
 from tests.databases import SQLITE_ONLY
 
@@ -148,25 +147,25 @@ class TestPredict:
 
 def make_and_answer(sessions: database.Sessions, storage: Storage) -> None:
     """Make the first export that is asked for, and answer the first request that comes."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+
+    def export_id() -> str | None:
         with sessions.begin() as session:
-            waiting = session.query(tables.ModelExportRow.id).scalar()
-        if waiting is not None:
-            make(sessions, storage, waiting)
-            answer(sessions)
-            return
-        time.sleep(0.02)
+            return session.query(tables.ModelExportRow.id).scalar()
+
+    make(sessions, storage, waiting.until(export_id, "an export is asked for", pause_seconds=0.02))
+    answer(sessions)
 
 
 def answer(sessions: database.Sessions) -> None:
     """Answer the first request that comes."""
     told: dict[str, Any] = {"classes": [{"class": "3", "probability": 0.9}]}
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+
+    def is_answered() -> bool:
         with sessions.begin() as session:
             for row in session.query(tables.PredictionRow):
                 assert predictions.claim(session, row.id) is not None
                 predictions.finish(session, row.id, answer={"answers": [told], "milliseconds": 1.0})
-                return
-        time.sleep(0.02)
+                return True
+        return False
+
+    waiting.until(is_answered, "a request is answered", pause_seconds=0.02)

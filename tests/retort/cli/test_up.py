@@ -19,7 +19,7 @@ from retort import config, errors
 from retort.cli import detached
 from retort.cli import up as up_program
 from tests import waiting
-from tests.journeys.stacks import free_port
+from tests.services import free_port
 
 pytestmark = [pytest.mark.slow]
 
