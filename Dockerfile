@@ -57,7 +57,7 @@ USER retort
 EXPOSE 8765
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8765/healthz', timeout=4)"]
-CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8765", "--timeout-graceful-shutdown", "10"]
+CMD ["python", "-m", "api.server", "--host", "0.0.0.0", "--port", "8765", "--timeout-graceful-shutdown", "10"]
 
 FROM worker-dependencies AS worker
 COPY README.md ./

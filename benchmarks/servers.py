@@ -85,9 +85,9 @@ def started(
             **(environment or {}),
         }
         api_key = _prepared(url)
-        api = stack.enter_context(_uvicorn(["api.app:create_app", "--factory"], for_api, folder))
+        api = stack.enter_context(_served(["api.server"], for_api, folder))
         asked_bare = (
-            stack.enter_context(_uvicorn(["benchmarks.bare_api:app"], for_api, folder))
+            stack.enter_context(_served(["uvicorn", "benchmarks.bare_api:app"], for_api, folder))
             if bare
             else None
         )
@@ -123,11 +123,11 @@ def _postmaster(server_url: str) -> psutil.Process:
     return psutil.Process(int((folder / "cluster" / "postmaster.pid").read_text().split()[0]))
 
 
-def _uvicorn(
-    app: list[str], environment: Mapping[str, str], folder: pathlib.Path
+def _served(
+    module: list[str], environment: Mapping[str, str], folder: pathlib.Path
 ) -> contextlib.AbstractContextManager[Server]:
     port = _free_port()
-    command = [sys.executable, "-m", "uvicorn", *app, "--port", str(port), "--no-access-log"]
+    command = [sys.executable, "-m", *module, "--port", str(port), "--no-access-log"]
     return _running(command, port, environment, folder)
 
 

@@ -81,7 +81,7 @@ def _lone_api(folder: Path, port: int) -> Iterator[tuple[psutil.Process, float]]
         "RETORT_STORAGE_URL": (folder / "lone").as_uri(),
         "RETORT_CURSOR_SECRET": "of no importance in a benchmark",
     }
-    command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory"]
+    command = [sys.executable, "-m", "api.server"]
     began = time.perf_counter()
     with subprocess.Popen(
         [*command, "--port", str(port), "--log-level", "error"],

@@ -283,7 +283,7 @@ class MetricsRead(BaseModel):
 
 def _links(job: tables.JobRow) -> JobLinks:
     here = f"/v1/jobs/{job.id}"
-    return JobLinks(
+    return JobLinks.model_construct(  # all of it is made here
         job=here,
         student=f"{here}/student" if job.student_version_id else None,
         report=f"{here}/report" if job.student_version_id else None,

@@ -343,8 +343,8 @@ def _parts(
     environment: dict[str, str], logs: Path, host: str, port: int, device: str, workers: int
 ) -> list[_ServiceProcess]:
     python = sys.executable
-    api = [python, "-m", "uvicorn", "api.app:create_app", "--factory", "--host", host]
-    api += ["--port", str(port), "--no-access-log", "--timeout-graceful-shutdown", "10"]
+    api = [python, "-m", "api.server", "--host", host, "--port", str(port)]
+    api += ["--timeout-graceful-shutdown", "10"]
     parts = [_ServiceProcess("api", api, environment, logs / "api.log")]
     jobs = ["--queues", ",".join(queues_of(device))]
     roles = {

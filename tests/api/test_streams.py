@@ -404,10 +404,7 @@ class TestSignal:
     ) -> None:
         def stopped() -> float:
             port = services.free_port()
-            program = (
-                "import sys, uvicorn; uvicorn.run('api.app:create_app', factory=True,"
-                " port=int(sys.argv[1]), timeout_graceful_shutdown=30)"
-            )
+            command = [sys.executable, "-m", "api.server", "--port", str(port)]
             variables = {
                 "RETORT_DATABASE_URL": settings.database_url,
                 "RETORT_STORAGE_URL": settings.storage_url,
@@ -416,7 +413,7 @@ class TestSignal:
             }
             with (tmp_path / "server.log").open("wb") as log:
                 server = subprocess.Popen(
-                    [sys.executable, "-c", program, str(port)],
+                    [*command, "--timeout-graceful-shutdown", "30"],
                     cwd=source.ROOT,
                     env=source.environment(variables),
                     stderr=log,

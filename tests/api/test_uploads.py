@@ -445,8 +445,7 @@ def served(settings: Settings, **changes: str) -> Iterator[tuple[str, psutil.Pro
         "RETORT_LOG_LEVEL": "warning",
         **changes,
     }
-    command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app"]
-    command += ["--port", str(port), "--log-level", "warning"]
+    command = [sys.executable, "-m", "api.server", "--port", str(port), "--log-level", "warning"]
     with subprocess.Popen(command, env=environment) as process:
         try:
             url = f"http://127.0.0.1:{port}"

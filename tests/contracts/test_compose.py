@@ -16,9 +16,9 @@ from typing import Any
 import alembic.config
 import jsonschema
 import pytest
-import uvicorn
 import yaml
 
+from api import server
 from models_registry import settings
 from tests.contracts import source
 
@@ -232,7 +232,7 @@ class TestDockerfile:
 # What a program calls when it is started.
 MAINS: dict[str, Callable[[], object]] = {
     "workers": lambda: runpy.run_module("workers", run_name="__main__"),
-    "uvicorn": uvicorn.main,
+    "api.server": server.main,
     "alembic": alembic.config.main,
 }
 
@@ -257,11 +257,11 @@ class TestCommands:
         assert "usage" in capsys.readouterr().out.lower()
 
     def test_name_an_application_that_exists(self) -> None:
-        from api import app as api_app
+        from uvicorn.importer import import_from_string
 
-        named = {word for command in our_commands().values() for word in command if ":" in word}
-        assert named == {"api.app:create_app"}
-        assert callable(api_app.create_app)
+        named = [word for word in server.OPTIONS if ":" in word]
+        assert len(named) == 3, "the application, its protocol and its loop"
+        assert all(callable(import_from_string(word)) for word in named)
 
     def test_read_queues_that_exist(self) -> None:
         from workers import celery_app

@@ -404,7 +404,7 @@ def _parts(
     folder: Path, environment: dict[str, str], database_url: str, broker_url: str, port: int
 ) -> dict[str, Part]:
     python = sys.executable
-    api = [python, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
+    api = [python, "-m", "api.server", "--port", str(port)]
     commands = {"api": api}
     queues = {"worker_1": "any,cpu", "worker_2": "any,cpu", "maintenance": "maintenance"}
     for name, queue in queues.items():

@@ -138,8 +138,8 @@ def production(folder: Path) -> Iterator[Stack]:
         made = subprocess.run(make_key, env=environment, check=True, capture_output=True, text=True)
         running = Stack(f"http://127.0.0.1:{port}", made.stdout.strip(), environment, folder, False)
         stack.callback(running.stop)
-        uvicorn = ["-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
-        running.start("api", *uvicorn, "--timeout-graceful-shutdown", "5")
+        api = ["-m", "api.server", "--port", str(port)]
+        running.start("api", *api, "--timeout-graceful-shutdown", "5")
         running.start("maintenance", "-m", "workers", "--queues", "maintenance", "--beat")
         running.start("inspector", "-m", "workers", "--queues", "inspect")
         running.start_worker()

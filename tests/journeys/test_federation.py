@@ -155,7 +155,7 @@ class TestRemoteClients:
         found = submit(retort, tmp_path)
         with parties(stack, retort, found, tmp_path) as started:
             waiting.until(has_opened(retort, found.id, 1), "round 1 is open")
-            kill(stack, "uvicorn")
+            kill(stack, "api.server")
             kill(stack, "redis")
             waiting.until(has_opened(retort, found.id, 2), "round 2 is open")
             stack.kill_worker_and_engine()

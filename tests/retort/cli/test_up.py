@@ -102,6 +102,6 @@ def test_it_ends_cleanly_keeps_its_data_lets_nobody_else_in_and_leaves_no_proces
         children = psutil.Process(process.pid).children(recursive=True)
         names = " ".join(" ".join(child.cmdline()) for child in children)
         assert "redis-server" in names
-        assert "uvicorn" in names
+        assert "api.server" in names
         os.kill(process.pid, signal.SIGKILL)
         assert psutil.wait_procs(children, timeout=waiting.PATIENCE_SECONDS)[1] == []
