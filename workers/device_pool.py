@@ -6,10 +6,8 @@ releases what a killed slot held, so no list can go stale.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import json
-import multiprocessing
 import os
 import struct
 import tempfile
@@ -17,6 +15,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from workers.forked_state import ForkedBytes
 
 _RECORD = struct.Struct("<q")
 _TURN = 0  # the record of the turn; those of the devices follow
@@ -36,12 +36,12 @@ class DevicePool:
         self._file = descriptor
         # No earlier: to close a file releases all locks that this process has on it.
         weakref.finalize(self, os.close, descriptor)
-        self._offer = multiprocessing.get_context("fork").Array(ctypes.c_char, _OFFER_BYTES)
+        self._offer = ForkedBytes(_OFFER_BYTES)
         self._held: tuple[int, ...] = ()
 
     def offer(self, total: int, *, cards: Sequence[str] = ()) -> None:
         """Say how many devices there are, and by what names engines see those that are cards."""
-        self._offer.value = json.dumps({"total": total, "cards": [*cards]}).encode()
+        self._offer.put(json.dumps({"total": total, "cards": [*cards]}).encode())
 
     @property
     def total(self) -> int:
@@ -109,7 +109,7 @@ class DevicePool:
         return ",".join(cards[device] for device in devices) if cards else None
 
     def _offered(self) -> tuple[int, list[str]]:
-        content = bytes(self._offer.value)
+        content = self._offer.get()
         if not content:
             return 1, []
         found = json.loads(content)
