@@ -52,8 +52,9 @@ from models_registry.settings import Settings
 
 POOL_SIZE = 20  # with its overflow: one connection for each of the framework's 40 threads
 STATEMENT_SECONDS = 10
+# The framework asks one after the other for each request: those that programs call come first.
 ROUTERS = (
-    *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
+    *(jobs.router, uploads.router, models.router, datasets.router, studies.router),
     *(federations.router, exports.router, predictions.router),
     *(webhook_endpoints.router, usage.router),
     *(methods.router, networks.router, workers.router, keys.router, health.router),

@@ -76,14 +76,20 @@ _STREAMED_BODIES = ("/parts/{number}", "/reply")
 def install(app: FastAPI) -> None:
     """Make `app` serve the complete document."""
     original, lock = app.openapi, threading.Lock()
+    finished: Json = {}
 
     def described() -> Json:
+        nonlocal finished
+        # Each request asks for it; FastAPI would look through all routers for new routes.
+        if finished:
+            return finished
         # Threads ask for it too, and none may see it half complete.
         with lock:
-            document = original()
-            if "Problem" not in document["components"]["schemas"]:
+            if not finished:
+                document = original()
                 complete(document)
-        return document
+                finished = document
+        return finished
 
     # FastAPI's own way to extend the document is to replace this method.
     app.openapi = described  # type: ignore[method-assign]

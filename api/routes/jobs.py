@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.orm import Session
 
-from api import archives, query_parameters, streams
+from api import archives, json_responses, query_parameters, streams
 from api.dependencies import (
     CallerDep,
     EditorDep,
@@ -94,6 +94,7 @@ def validate(
 @router.get(
     "",
     operation_id="list_jobs",
+    response_model=lists.ListRead[bodies.JobRead],
     openapi_extra={query_parameters.PREFIX: "label."},
 )
 def index(
@@ -107,7 +108,7 @@ def index(
     study: Annotated[str | None, Query(max_length=40, description="Id of a study.")] = None,
     created_after: UtcTime | None = None,
     created_before: UtcTime | None = None,
-) -> lists.ListRead[bodies.JobRead]:
+) -> Response:
     """List the project's jobs, newest first. `label.<key>=<value>` filters by label."""
     filters = queries.JobFilters(
         states=state,
@@ -121,14 +122,18 @@ def index(
     with readers() as session:
         page = queries.page(session, project_id=caller.project_id, filters=filters, wanted=wanted)
         metrics = queries.latest_metrics_of(session, page.rows)
-    return lists.ListRead.of(page, lambda job: bodies.JobRead.of(job, metrics[job.id]))
+    found = lists.ListRead[bodies.JobRead].of(
+        page, lambda job: bodies.JobRead.of(job, metrics[job.id])
+    )
+    return json_responses.of(found)
 
 
-@router.get("/{job_id}", operation_id="get_job")
-def show(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.JobRead:
+@router.get("/{job_id}", operation_id="get_job", response_model=bodies.JobRead)
+def show(job_id: str, caller: CallerDep, readers: ReadersDep) -> Response:
     """Return a job as it is now."""
     with readers() as session:
-        return _read(session, actions.get(session, project_id=caller.project_id, job_id=job_id))
+        body = _read(session, actions.get(session, project_id=caller.project_id, job_id=job_id))
+    return json_responses.of(body)
 
 
 @router.delete("/{job_id}", operation_id="delete_job", status_code=204)

@@ -283,12 +283,14 @@ class MetricsRead(BaseModel):
 
 def _links(job: tables.JobRow) -> JobLinks:
     here = f"/v1/jobs/{job.id}"
-    return JobLinks(
+    return JobLinks.model_construct(  # all of it is made here
         job=here,
         student=f"{here}/student" if job.student_version_id else None,
         report=f"{here}/report" if job.student_version_id else None,
-        **{
-            name: f"{here}/{name}"
-            for name in ("events", "stream", "metrics", "attempts", "checkpoints", "logs")
-        },
+        events=f"{here}/events",
+        stream=f"{here}/stream",
+        metrics=f"{here}/metrics",
+        attempts=f"{here}/attempts",
+        checkpoints=f"{here}/checkpoints",
+        logs=f"{here}/logs",
     )

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import select
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,13 @@ class UTCDateTime(TypeDecorator[datetime]):
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
+
+    # Any: as SQLAlchemy declares it.
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+        """Return what makes a value of a column's; nothing on PostgreSQL, which answers in UTC."""
+        if dialect.name == "postgresql":
+            return None  # a list of 100 jobs has 1,100 times
+        return super().result_processor(dialect, coltype)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Refuse naive times; hand UTC to the database."""
@@ -97,12 +105,12 @@ def connect(
         or statement_timeout_seconds,
     }
     options = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
+    options += " -c TimeZone=UTC"
     engine = sa.create_engine(
         url,
         hide_parameters=True,  # they hold secrets of webhooks, and errors are logged
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
         json_deserializer=pydantic_core.from_json,  # half the time of Python's own
         # A request waits no longer for a connection than for an answer over one.
         pool_timeout=answer_seconds,
@@ -126,7 +134,21 @@ def connect(
         connection.answer_seconds = answer_seconds
         return connection
 
+    event.listen(engine, "checkout", _refuse_closed)
     return engine
+
+
+def _refuse_closed(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
+    """Have the pool replace its connections where the server has closed this one meanwhile.
+
+    The server says nothing to a connection without a statement, except that it ends. To look for
+    that costs microseconds; a statement that is sent to find out costs an exchange. A machine
+    that is gone without a word is found by the keepalives, within 25 s.
+    """
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN | select.POLLERR | select.POLLHUP)
+    if waiting.poll(0):
+        raise sa.exc.InvalidatePoolError("the server has closed the connection")
 
 
 class _LimitedConnection(psycopg.Connection[Any]):
