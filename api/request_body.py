@@ -7,6 +7,7 @@ instead of filling memory.
 import asyncio
 import base64
 import binascii
+import collections
 import functools
 import re
 import time
@@ -24,7 +25,7 @@ from models_registry import errors
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 2**20
+GATHERED_BYTES = 2**20
 # A slower average counts as stalled: slow senders must not occupy threads.
 MIN_BYTES_PER_SECOND = 1024
 # Separate threads, so that slow senders do not occupy those of other routes.
@@ -38,32 +39,36 @@ class Body(Iterator[bytes]):
     def __init__(self, request: Request, *, stall_seconds: float) -> None:
         self._stream = request.stream()
         self._stall_seconds = stall_seconds
+        self._pieces: collections.deque[bytes] = collections.deque()
         self._received = 0
         self._started_at: float | None = None
         self._ended = False
 
     def __next__(self) -> bytes:
-        """Return the next chunk.
+        """Return the next chunk, as it came from the network.
 
         Raises: BodyRejected (408) when the sender stalls; errors.Malformed when it disconnects.
         """
-        chunk = b"" if self._ended else anyio.from_thread.run(self._gather)
-        if not chunk:
+        if not self._pieces and not self._ended:
+            anyio.from_thread.run(self._gather)
+        if not self._pieces:
             raise StopIteration
-        return chunk
+        return self._pieces.popleft()
 
-    async def _gather(self) -> bytes:
-        # Few large chunks: each costs a switch between threads.
+    async def _gather(self) -> None:
+        # Many at a time, since a switch between threads costs as much as they do. They are not
+        # joined: to copy them costs more than to hash them.
         loop = asyncio.get_running_loop()
-        pieces: list[bytes] = []
         gathered = 0
         if self._started_at is None:
             self._started_at = time.monotonic()
         try:
             async with asyncio.timeout(self._stall_seconds) as limit:
-                while gathered < CHUNK_BYTES:
-                    pieces.append(await anext(self._stream))
-                    gathered += len(pieces[-1])
+                while gathered < GATHERED_BYTES:
+                    piece = await anext(self._stream)
+                    if piece:  # the last may be empty
+                        self._pieces.append(piece)
+                    gathered += len(piece)
                     limit.reschedule(loop.time() + self._stall_seconds)
                     self._check_rate(self._received + gathered, self._started_at)
         except StopAsyncIteration:
@@ -73,7 +78,6 @@ class Body(Iterator[bytes]):
         except ClientDisconnect as error:
             raise errors.Malformed("the client has disconnected", code="body_cut_off") from error
         self._received += gathered
-        return b"".join(pieces)
 
     def _check_rate(self, received: int, started_at: float) -> None:
         seconds = time.monotonic() - started_at

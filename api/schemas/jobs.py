@@ -287,8 +287,10 @@ def _links(job: tables.JobRow) -> JobLinks:
         job=here,
         student=f"{here}/student" if job.student_version_id else None,
         report=f"{here}/report" if job.student_version_id else None,
-        **{
-            name: f"{here}/{name}"
-            for name in ("events", "stream", "metrics", "attempts", "checkpoints", "logs")
-        },
+        events=f"{here}/events",
+        stream=f"{here}/stream",
+        metrics=f"{here}/metrics",
+        attempts=f"{here}/attempts",
+        checkpoints=f"{here}/checkpoints",
+        logs=f"{here}/logs",
     )

@@ -167,6 +167,22 @@ class TestConnect:
         engine.dispose()
 
     @POSTGRES_ONLY
+    def test_replaces_what_the_server_has_closed_before_it_is_used(self, database_url: str) -> None:
+        engine = database.connect(database_url)
+        pid = sa.text("SELECT pg_backend_pid()")
+        with engine.connect() as first, engine.connect() as second, engine.connect() as killer:
+            pids = [first.scalar(pid), second.scalar(pid)]
+            idle = sa.text("SELECT pg_terminate_backend(:pid, 10000)")
+            first.close()
+            second.close()
+            assert [killer.scalar(idle, {"pid": each}) for each in pids] == [True, True]
+        with engine.connect() as one, engine.connect() as another:
+            fresh = {one.scalar(pid), another.scalar(pid)}
+        assert len(fresh) == 2
+        assert not fresh & set(pids)
+        engine.dispose()
+
+    @POSTGRES_ONLY
     def test_gives_up_an_answer_that_does_not_come_and_then_connects_anew(
         self, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
