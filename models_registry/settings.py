@@ -12,6 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models_registry.persistence import source_places
 from workers.distill.config.devices import MOST_DEVICES
 
 
@@ -197,6 +198,12 @@ class Settings(BaseSettings):
         description="Uploaded pictures with one class each that take more than this when they are "
         "decoded are stored as their files, and decoded while training.",
     )
+    sources: str = Field(
+        "",
+        description="Places whose files data sets may refer to without an upload, separated by "
+        "spaces: file:///folder (of the workers) and s3://bucket/prefix; {project} in one is the "
+        "name of the project that asks. Every project may read all others. Empty: none.",
+    )
     worker_cache_bytes: int = Field(
         50 * 2**30, ge=0, description="Least recently used inputs above this are dropped."
     )
@@ -238,6 +245,12 @@ class Settings(BaseSettings):
         return text
 
     @model_validator(mode="after")
+    def _sources_are_apart_from_the_store(self) -> Self:
+        own = (self.storage_url, self.data_dir)
+        source_places.check_apart(source_places.parse_allowed(self.sources), own)
+        return self
+
+    @model_validator(mode="after")
     def _heartbeats_fit_into_a_lease(self) -> Self:
         if self.heartbeat_seconds > self.lease_seconds / 2:
             raise ValueError(
@@ -269,6 +282,11 @@ class Settings(BaseSettings):
     def webhook_delays(self) -> tuple[float, ...]:
         """Return how long to wait before each attempt of a delivery, in seconds."""
         return tuple(float(part) for part in self.webhook_delays_seconds.split(","))
+
+    @property
+    def allowed_sources(self) -> list[str]:
+        """Return the places that data sets may refer to, as they are written."""
+        return source_places.parse_allowed(self.sources)
 
     @property
     def cache_dir(self) -> Path:

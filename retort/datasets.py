@@ -1,4 +1,4 @@
-"""Data sets: register, find, wait for inspection, download, delete."""
+"""Data sets: register uploads and sources, find, wait for inspection, download, delete."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,23 +26,55 @@ class Datasets(transport.Resource):
         `input` may say `height`, `width`, `channels`, `mean`, `std`, `max_value`,
         `max_bad_share` and `storage` (auto, decoded, encoded); what it leaves out is measured.
         """
+        given = {"upload": upload if isinstance(upload, str) else upload.id}
+        return self._register(name, given, format, task, input, card, tags)
+
+    def register_source(
+        self,
+        name: str,
+        source: str,
+        *,
+        format: str = "auto",
+        task: str = "classification",
+        input: Mapping[str, object] | None = None,
+        card: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> types.DatasetVersion:
+        """Make a new version of a data set from files that the service reads where they are.
+
+        `source` is an address such as `s3://bucket/prefix` or `file:///folder` of the workers,
+        below a place that the service's operator allows. All else as in `register`. Nothing is
+        copied: jobs fail once the files have changed.
+        """
+        return self._register(name, {"source": source}, format, task, input, card, tags)
+
+    def register_job(
+        self, name: str, job_id: str, *, card: str = "", tags: Mapping[str, str] | None = None
+    ) -> types.DatasetVersion:
+        """Make a new version of a data set from the images that a data-free job has kept."""
+        return self._create(name, {"job": job_id, "card": card, "tags": dict(tags or {})})
+
+    def _register(
+        self,
+        name: str,
+        given: Mapping[str, str],
+        format: str,
+        task: str,
+        input: Mapping[str, object] | None,
+        card: str,
+        tags: Mapping[str, str] | None,
+    ) -> types.DatasetVersion:
         body = {
-            "upload": upload if isinstance(upload, str) else upload.id,
+            **given,
             "format": format,
             "task": task,
             "input": dict(input) if input else None,
             "card": card,
             "tags": dict(tags or {}),
         }
-        return self._register(name, body)
+        return self._create(name, body)
 
-    def register_job(
-        self, name: str, job_id: str, *, card: str = "", tags: Mapping[str, str] | None = None
-    ) -> types.DatasetVersion:
-        """Make a new version of a data set from the images that a data-free job has kept."""
-        return self._register(name, {"job": job_id, "card": card, "tags": dict(tags or {})})
-
-    def _register(self, name: str, body: Mapping[str, object]) -> types.DatasetVersion:
+    def _create(self, name: str, body: Mapping[str, object]) -> types.DatasetVersion:
         return self._http.create(types.DatasetVersion, f"/v1/datasets/{name}/versions", body)
 
     def list(self, *, page_size: int = 100) -> Iterator[types.Dataset]:

@@ -665,6 +665,16 @@ class Archive(Body):
     sha256: str
 
 
+class Source(Body):
+    """Files elsewhere that a version of a data set refers to."""
+
+    url: str
+    kind: str | None = None  # file or folder; null until it was inspected
+    digest: str | None = None  # of what was listed there
+    files: int | None = None
+    size_bytes: int | None = None
+
+
 class DatasetVersion(Body):
     """One immutable data set."""
 
@@ -685,6 +695,7 @@ class DatasetVersion(Body):
     digest: str | None = None
     size_bytes: int | None = None
     archive: Archive | None = None
+    source: Source | None = None
     job: str | None = None
     lineage: Json = Field(default_factory=dict)
     rejection: Rejection | None = None

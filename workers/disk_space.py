@@ -1,6 +1,6 @@
 """Whether this machine's disk has room for the inputs of a job, asked before the job is claimed."""
 
-from workers import inputs, machine_health, staging
+from workers import inputs, machine_health, source_files, staging
 from workers.context import Context
 
 
@@ -12,9 +12,14 @@ def make_room(context: Context, job_id: str) -> str | None:
     settings = context.settings
     with context.readers() as session:
         sizes = inputs.sizes(session, job_id)
+        source = inputs.source_of(session, job_id)
+    if source is not None:
+        sizes |= {file.sha256: file.size_bytes for file in source.files}
     needed = sum(
         size for sha256, size in sizes.items() if not (settings.cache_dir / sha256).exists()
     )
+    if source is not None and not source_files.are_cached(settings, source):
+        needed += source_files.room_of(source)
     promised = context.device_pool.promised_bytes()
     wanted = needed + promised + settings.worker_min_free_bytes
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,11 @@ from models_registry import errors
 from models_registry.artifacts import exports, models
 from models_registry.artifacts.exports import ExportClaim
 from models_registry.jobs.leases import OutputFile
-from workers import child_files, inspector, staging
+from workers import child_files, inspector, source_files, staging
 from workers.child_requests import LIMIT_SECONDS, ChildDied, ChildTimedOut, ClaimHold, ask
 from workers.context import Context
 from workers.engine_process import Report
+from workers.source_reading import SourceRefused
 
 log = structlog.get_logger()
 
@@ -122,6 +123,18 @@ def _make(
         )
         if reason is not None:
             return _failed(claimed, "bad_dataset", f"data set {claimed.builtin}: {reason}")
+    if claimed.source is not None:
+        try:
+            source_files.provide(
+                context,
+                claimed.source,
+                workdir,
+                must_stop=hold.must_stop,
+                without=claimed.withheld,
+            )
+        except SourceRefused as error:
+            # As without a data set that was deleted.
+            request = {**request, "why_no_dataset": error.message}
     if claimed.config is not None:
         staging.fetch(context.storage, claimed.config, workdir / "config.json")
         described = child_files.json_below(workdir, "config.json")

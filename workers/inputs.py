@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import datasets, job_teachers
+from models_registry.artifacts import dataset_sources, datasets, job_teachers
 from models_registry.jobs import leases, submission, validation
 from models_registry.persistence import tables
 from workers.distill.config import teachers
@@ -28,6 +28,8 @@ class AttemptInputs:
     shared: dict[str, tables.BlobRow]
     builtin: str | None
     """Name of a data set that is not in the store but written by a child process; else None."""
+    source: dataset_sources.SourceInputs | None
+    """Of a data set that is not in the store but refers to files elsewhere; else None."""
     withheld: frozenset[str]
     """Files of the data set that the job must not see."""
     own: dict[str, tables.BlobRow]
@@ -50,6 +52,7 @@ def of(session: Session, job_id: str) -> AttemptInputs:
             **(dataset_files(session, dataset, withheld=withheld) if dataset else {}),
         },
         builtin=builtin,
+        source=dataset_sources.inputs_of(session, dataset),
         withheld=withheld,
         own=_weights(session, "initial", initial),
         checkpoints=_checkpoint_files(session, job.id),
@@ -70,6 +73,12 @@ def sizes(session: Session, job_id: str) -> dict[str, int]:
         _checkpoint_files(session, job.id),
     )
     return {blob.sha256: blob.size_bytes for blobs in files for blob in blobs.values()}
+
+
+def source_of(session: Session, job_id: str) -> dataset_sources.SourceInputs | None:
+    """Return what a job's data set has by reference; None where its files are stored, or no job."""
+    job = session.get(tables.JobRow, job_id)
+    return None if job is None else dataset_sources.inputs_of(session, _versions(session, job)[1])
 
 
 def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:

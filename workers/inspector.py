@@ -16,15 +16,16 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import datasets, inspections
+from models_registry.artifacts import dataset_sources, datasets, inspections
 from models_registry.jobs import leases, network_trials, submission
 from models_registry.persistence import tables
-from workers import child_files, staging
+from workers import child_files, source_files, source_reading, staging
 from workers.child_requests import ChildDied, ClaimHold, ask
 from workers.context import Context
 from workers.distill.config import class_names, teachers
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import Report
+from workers.source_reading import SourceRefused
 
 log = structlog.get_logger()
 
@@ -133,19 +134,29 @@ def _answer(context: Context, inspection: inspections.Inspection, hold: ClaimHol
     except (ChildDied, child_files.OddFile) as error:
         log.warning("inspection_died", version_id=inspection.version_id, because=str(error))
         return _given_back(inspection, counted=True)
+    except SourceRefused as error:
+        return _rejected(inspection, {"code": error.code, "message": error.message})
     except (errors.RegistryError, OSError) as error:
         is_full = isinstance(error, errors.StorageFull) or (
             isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         )
-        return _postponed(inspection, str(error), may_be_the_file=is_full)
+        # A source that never answers is told in the end, and not waited for silently.
+        may_be_the_file = is_full or inspection.source is not None
+        return _postponed(inspection, str(error), may_be_the_file=may_be_the_file)
 
 
 def _examine(
     context: Context, inspection: inspections.Inspection, workdir: Path, hold: ClaimHold
 ) -> _Answer:
     context.launcher.warm_up()
-    staging.fetch(context.storage, inspection.blob, workdir / "upload")
-    request = _request(context, inspection)
+    request, pinned = _request(context, inspection), None
+    if inspection.source is not None:
+        pinned = _fetch_source(context, inspection.source, request, workdir, hold)
+        if pinned is None:
+            return _given_back(inspection, counted=False)
+        request = pinned.request
+    elif inspection.blob is not None:
+        staging.fetch(context.storage, inspection.blob, workdir / source_files.UPLOAD)
     report = ask(
         _MODULE,
         request,
@@ -160,12 +171,44 @@ def _examine(
         # Only a full disk is reported so.
         return _postponed(inspection, report["message"], may_be_the_file=True)
     if report["type"] == "failure":
-        rejection = _rejection(report)
-        return _Answer("rejected", lambda s: inspections.reject(s, inspection, rejection=rejection))
+        if pinned is not None:
+            report = {**report, "message": f"{pinned.url}: {report['message']}"}
+        return _rejected(inspection, report)
     version = inspection.version
+    if pinned is not None:
+        return _accepted_source(context, inspection, pinned, report, workdir)
     if isinstance(version, tables.ModelVersionRow):
         return _accepted_model(context, inspection, version, report, workdir)
     return _accepted_dataset(context, inspection, report, workdir)
+
+
+def _fetch_source(
+    context: Context,
+    source: dataset_sources.DatasetSource,
+    request: dict[str, Any],
+    workdir: Path,
+    hold: ClaimHold,
+) -> dataset_sources.PinnedSource | None:
+    """List a source and fetch it as an upload; return what it was, None where it was stopped."""
+    reader = source_reading.open_source(source.url, context.settings, project=source.project)
+    listing = reader.listing()
+    upload = workdir / source_files.UPLOAD
+    if not source_files.fetch(reader, listing, upload, must_stop=hold.must_stop):
+        return None
+    name = source_files.file_name(source.name, listing.kind)
+    return dataset_sources.PinnedSource(
+        url=source.url,
+        kind=listing.kind,
+        sha256=listing.sha256,
+        files=len(listing.files),
+        size_bytes=listing.size_bytes,
+        request={**request, "filename": name},
+    )
+
+
+def _rejected(inspection: inspections.Inspection, report: Report) -> _Answer:
+    rejection = _rejection(report)
+    return _Answer("rejected", lambda s: inspections.reject(s, inspection, rejection=rejection))
 
 
 def _given_back(inspection: inspections.Inspection, *, counted: bool) -> _Answer:
@@ -251,11 +294,34 @@ def _accepted_dataset(
     folder = workdir / "dataset"
     names = sorted(path.name for path in folder.iterdir())
     files = [_put(context, workdir, f"{folder.name}/{name}") for name in names]
+    digest = datasets.digest({file.path: file.sha256 for file in files})
+    return _accepted(inspection, files, digest, _facts_of_dataset(report))
+
+
+def _facts_of_dataset(report: Report) -> dict[str, Any]:
     told = ("classes", "splits", "boxes", "labelled", "input", "encoded", "notes")
     facts = {name: report["dataset"].get(name) for name in told}
-    facts["format"] = report["format"]  # asked for by name, or recognised
+    return {**facts, "format": report["format"]}  # asked for by name, or recognised
+
+
+def _accepted_source(
+    context: Context,
+    inspection: inspections.Inspection,
+    pinned: dataset_sources.PinnedSource,
+    report: Report,
+    workdir: Path,
+) -> _Answer:
+    """Accept what was prepared of a source, and keep it on this machine alone."""
+    files = source_files.keep(context, workdir)
     digest = datasets.digest({file.path: file.sha256 for file in files})
-    return _accepted(inspection, files, digest, facts)
+    facts = _facts_of_dataset(report)
+
+    def write(session: Session) -> None:
+        inspections.accept_source(
+            session, inspection, pinned=pinned, files=files, sha256=digest, facts=facts
+        )
+
+    return _Answer("ready", write)
 
 
 def _accepted(

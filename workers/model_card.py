@@ -4,6 +4,7 @@ Markdown with the front matter that model hubs read. All content comes from data
 the engine's result; the card states nothing that was not measured.
 """
 
+import dataclasses
 import json
 import re
 import shlex
@@ -71,12 +72,21 @@ class DataFacts:
     card: str
     splits: dict[str, int]
     notes: Sequence[str] = ()
+    source: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of one that refers to files elsewhere: `source`, their address, and `source_digest`."""
 
     @classmethod
     def of(cls, row: tables.DatasetVersionRow) -> "DataFacts":
         """Return the facts from a row that belongs to a session."""
         digest = f"sha256:{row.sha256}" if row.sha256 else None
-        return cls(datasets.reference_of(row), digest, row.card, row.splits, row.notes or ())
+        return cls(
+            datasets.reference_of(row),
+            digest,
+            row.card,
+            row.splits,
+            row.notes or (),
+            row.lineage if row.source else {},
+        )
 
 
 @dataclass(frozen=True)
@@ -347,6 +357,11 @@ def _facts_of(facts: DataFacts) -> Iterator[str]:
         yield f"- About: {_plain(facts.card.strip().splitlines()[0])}"
     splits = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
     yield f"- Images: {splits}"
+    if facts.source:
+        yield (
+            f"- Files: at {_plain(facts.source['source'])}, pinned by the digest of their listing, "
+            f"`{facts.source['source_digest']}`; the service keeps no copy"
+        )
     for note in facts.notes:
         yield f"- Note: {_plain(note)}"
 

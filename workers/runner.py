@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors, logs
+from models_registry.artifacts.dataset_sources import SourceInputs
 from models_registry.jobs import leases, workers
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import counters, tables
@@ -30,6 +31,7 @@ from workers import (
     job_grouping,
     machine_health,
     patience,
+    source_files,
     staging,
 )
 from workers.attempt import Attempt
@@ -38,6 +40,7 @@ from workers.engine_process import EngineGuard, EngineProcess, Report
 from workers.inspector import builtin_dataset
 from workers.log_shipping import LogShipping
 from workers.machine_health import MachineFault
+from workers.source_reading import SourceRefused
 
 log = structlog.get_logger()
 
@@ -324,6 +327,10 @@ class _Run:
             self._end_unwanted()
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
+        except SourceRefused as error:
+            self._end_unwanted()
+            self._fail(error.code, f"An input could not be staged: {error}", is_final=True)
+            return
         except (errors.RegistryError, _BuiltinFailed) as error:
             fault = machine_health.check(self._context.settings)
             if fault is not None:
@@ -373,6 +380,8 @@ class _Run:
                 self._place(blob, self._workdir / path)
             if attempt.inputs.builtin is not None:
                 self._place_builtin(attempt.inputs.builtin, without=attempt.inputs.withheld)
+            if attempt.inputs.source is not None:
+                self._place_source(attempt.inputs.source, without=attempt.inputs.withheld)
         for attempt in self._open:
             for path, blob in attempt.inputs.own.items():
                 self._place(blob, attempt.folder / path)
@@ -425,6 +434,17 @@ class _Run:
         )
         if failure is not None:
             raise _BuiltinFailed(failure)
+
+    def _place_source(self, source: SourceInputs, *, without: Collection[str]) -> None:
+        self._fetch(
+            lambda: source_files.provide(
+                self._context,
+                source,
+                self._workdir,
+                must_stop=self._nobody_goes_on,
+                without=without,
+            )
+        )
 
     def _end_unwanted(self) -> None:
         """End attempts that were stopped or lost while their inputs were staged."""
@@ -557,13 +577,18 @@ class _Run:
             reason, message = Reason.WORKER_SHUTDOWN, leases.SHUT_DOWN
         attempt.stop(tail, because=reason, message=message)
 
-    def _fail(self, code: str, message: str, tail: Sequence[str] = ()) -> None:
-        """End all attempts for a reason that is not about one of them."""
+    def _fail(
+        self, code: str, message: str, tail: Sequence[str] = (), *, is_final: bool = False
+    ) -> None:
+        """End all attempts for a reason that is not about one of them.
+
+        One that is final would meet another attempt as well.
+        """
         lines = list(tail)
         if self._is_shared:
             self._for_each_open(lambda attempt: self._hand_back(attempt, message, lines))
         else:
-            self._for_each_open(lambda attempt: attempt.fail(code, message, True, lines))
+            self._for_each_open(lambda attempt: attempt.fail(code, message, not is_final, lines))
 
     def _hand_back(self, attempt: Attempt, message: str, tail: list[str]) -> None:
         """Queue a job again to run alone: which of several caused the failure is unknown."""

@@ -2,11 +2,21 @@
 
 from pathlib import Path
 
-from models_registry.artifacts import dataset_samples, datasets
+from models_registry.artifacts import dataset_samples, dataset_sources, datasets
+from models_registry.artifacts.dataset_sources import SourceInputs
 from models_registry.persistence import tables
-from workers import child_files, inputs, inspector, machine_health, staging, waiting_requests
+from workers import (
+    child_files,
+    inputs,
+    inspector,
+    machine_health,
+    source_files,
+    staging,
+    waiting_requests,
+)
 from workers.context import Context
 from workers.distill.config import samples
+from workers.source_reading import SourceRefused
 from workers.waiting_requests import Answer, Unanswered
 
 MODULE = "workers.distill.inspection.samples"
@@ -23,10 +33,11 @@ def make(context: Context, version_id: str) -> str | None:
             return None
         blobs = inputs.dataset_files(session, version, withheld=_OTHER_SPLITS)
         builtin = datasets.name_of(version) if version.format == datasets.BUILTIN else None
+        source = dataset_sources.inputs_of(session, version)
     is_ready = waiting_requests.answer(
         context,
         f"{version_id}.samples",
-        lambda workdir: _make(context, workdir, blobs, builtin),
+        lambda workdir: _make(context, workdir, blobs, builtin, source),
         died="samples_failed",
         finish=lambda session, sheet, failure: dataset_samples.finish(
             session, version_id, sheet=sheet, failure=failure
@@ -38,9 +49,17 @@ def make(context: Context, version_id: str) -> str | None:
 
 
 def _make(
-    context: Context, workdir: Path, blobs: dict[str, tables.BlobRow], builtin: str | None
+    context: Context,
+    workdir: Path,
+    blobs: dict[str, tables.BlobRow],
+    builtin: str | None,
+    source: SourceInputs | None,
 ) -> Answer:
     needed = sum(blob.size_bytes for blob in blobs.values())
+    if source is not None:
+        needed += sum(file.size_bytes for file in source.files)
+        if not source_files.are_cached(context.settings, source):
+            needed += source_files.room_of(source)
     free = machine_health.free_bytes(workdir)
     kept_free = context.settings.worker_min_free_bytes
     if free < needed + kept_free:
@@ -64,6 +83,17 @@ def _make(
         )
         if reason is not None:
             raise Unanswered("bad_dataset", f"data set {builtin}: {reason}")
+    if source is not None:
+        try:
+            source_files.provide(
+                context,
+                source,
+                workdir,
+                must_stop=context.shutting_down.is_set,
+                without=_OTHER_SPLITS,
+            )
+        except SourceRefused as error:
+            raise Unanswered(error.code, error.message) from error
     waiting_requests.ask_child(context, MODULE, workdir, limit_seconds=_LIMIT_SECONDS, again=_AGAIN)
     sheet: Answer = child_files.json_below(workdir, samples.SHEET_FILE)
     return sheet

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -90,24 +91,42 @@ def place(
     It stays in the cache as well, unless less than `keep_free` bytes of disk would be left.
     Raises: errors.DigestMismatch when storage returns other bytes.
     """
-    kept = cache / blob.sha256
-    has_room = shutil.disk_usage(cache).free >= blob.size_bytes + keep_free
+    size_bytes = blob.size_bytes
+    if from_cache(blob.sha256, size_bytes, target, cache=cache, keep_free=keep_free):
+        return
+    fetch(storage, blob, target)
+    target.chmod(_READ_ONLY)
+    keep(target, blob.sha256, size_bytes, cache=cache, keep_free=keep_free)
+
+
+def from_cache(
+    sha256: str, size_bytes: int, target: Path, *, cache: Path, keep_free: int = 0
+) -> bool:
+    """Make `target` a read-only file with the cached bytes of a digest; return whether there are.
+
+    They stay in the cache as well, unless less than `keep_free` bytes of disk would be left. What
+    was damaged there is dropped.
+    """
+    kept = cache / sha256
+    has_room = shutil.disk_usage(cache).free >= size_bytes + keep_free
     try:
         digest = copy(kept, target) if has_room else _move(kept, target)
     except FileNotFoundError:  # not there, or dropped in this moment
-        digest = None
-    if digest == blob.sha256:
+        return False
+    if digest == sha256:
         with contextlib.suppress(FileNotFoundError):  # moved, or dropped
             os.utime(kept)  # recently used
-        return
-    if digest is not None:
-        log.warning("cache_damaged", sha256=blob.sha256, found=digest)
-        kept.unlink(missing_ok=True)
-        target.unlink()
-    fetch(storage, blob, target)
-    target.chmod(_READ_ONLY)
-    if shutil.disk_usage(cache).free >= blob.size_bytes + keep_free:
-        copy(target, kept)
+        return True
+    log.warning("cache_damaged", sha256=sha256, found=digest)
+    kept.unlink(missing_ok=True)
+    target.unlink()
+    return False
+
+
+def keep(source: Path, sha256: str, size_bytes: int, *, cache: Path, keep_free: int = 0) -> None:
+    """Copy a file with this digest into the cache, unless too little of the disk would be left."""
+    if shutil.disk_usage(cache).free >= size_bytes + keep_free:
+        copy(source, cache / sha256)
 
 
 def fetch(storage: Storage, blob: tables.BlobRow, target: Path) -> None:
@@ -156,6 +175,15 @@ def copy(source: Path, target: Path) -> str:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     return digest
+
+
+def digest_of(file: BinaryIO) -> tuple[str, int]:
+    """Return SHA-256 and size in bytes of what an open file has from here to its end."""
+    digest, size_bytes = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        size_bytes += len(chunk)
+    return digest.hexdigest(), size_bytes
 
 
 def _share_blocks(source: int, target: int) -> bool:

@@ -1,8 +1,8 @@
 """The files, card and lineage of the student that a finished job registers."""
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class StudentOrigin:
     spec: JobSpec
     facts: model_card.JobFacts | None
     """None where they could not be gathered: a card is not worth a student."""
+    dataset_source: Mapping[str, str] = field(default_factory=dict)
+    """Where the files are that the data set refers to, and the digest of their listing."""
 
 
 def origin(session: Session, job_id: str) -> StudentOrigin:
@@ -66,7 +68,8 @@ def origin(session: Session, job_id: str) -> StudentOrigin:
     except Exception:  # whatever it is, it must not cost the student
         log.exception("card_facts_missing", job_id=job_id)
         facts = None
-    return StudentOrigin(job, spec, facts)
+    by_reference = dataset.lineage if dataset is not None and dataset.source else {}
+    return StudentOrigin(job, spec, facts, by_reference)
 
 
 def report_files(workdir: Path) -> dict[str, str]:
@@ -91,7 +94,10 @@ def make(
     job, spec = origin.job, origin.spec
     result = RunResult.model_validate(report)
     description = child_files.json_below(workdir, "model.json")
-    lineage = _lineage(job, spec, result)
+    lineage = {
+        **_lineage(job, spec, result),
+        **{f"dataset_{name}": value for name, value in origin.dataset_source.items()},
+    }
     card, *warnings = _card(origin, description, result, stored)
     written = {CARD: card, "manifest.json": json.dumps(lineage, indent=2) + "\n"}
     if stored:

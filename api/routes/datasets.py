@@ -20,7 +20,6 @@ from api.dependencies import (
     SendFileDep,
     ServiceDep,
     SessionsDep,
-    StorageDep,
 )
 from api.idempotency import IdempotentDep
 from api.schemas import datasets as bodies
@@ -92,19 +91,33 @@ def create_version(
     caller: EditorDep,
     idempotent: IdempotentDep,
     publish: PublishDep,
-    storage: StorageDep,
+    service: ServiceDep,
 ) -> Response:
-    """Make a version from a completed upload, or from the synthetic images of a job.
+    """Make a version from a completed upload, a source, or the synthetic images of a job.
 
-    A worker first unpacks and checks an upload; a job's images are ready at once.
+    A worker first unpacks and checks an upload, or what a source has; a job's images are ready at
+    once.
     """
 
     def work(session: Session) -> tuple[bodies.DatasetVersionRead, str]:
         new, project_id = body.new(name), caller.project_id
         if isinstance(new, synthetic_datasets.NewSyntheticDataset):
-            row = synthetic_datasets.register(session, storage, project_id=project_id, new=new)
+            row = synthetic_datasets.register(
+                session, service.storage, project_id=project_id, new=new
+            )
         else:
-            row = datasets.register(session, project_id=project_id, new=new)
+            row = datasets.register(
+                session,
+                project_id=project_id,
+                new=new,
+                allowed_sources=service.settings.allowed_sources,
+            )
+            if row.source is not None:
+                # The service's own key will read it on behalf of the caller.
+                reference = datasets.reference_of(row)
+                audit.record(
+                    session, caller, "dataset_version.referred", reference, source=row.source["url"]
+                )
         made = _read_versions(session, [row])[0]
         return made, f"/v1/datasets/{name}/versions/{row.version}"
 

@@ -18,11 +18,19 @@ State = Literal["pending", "ready", "rejected"]
 
 
 class DatasetVersionNew(BaseModel):
-    """A new version: of an upload, or of the images that a data-free job has kept."""
+    """A new version: of an upload, of files elsewhere, or of images that a data-free job kept."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     upload: str | None = Field(None, description="Id of a completed upload with purpose `dataset`.")
+    source: str | None = Field(
+        None,
+        description="Instead of `upload`: address of a file or folder that the service may read "
+        "(`RETORT_SOURCES`), as `s3://bucket/prefix` or `file:///folder` of its workers, without "
+        "credentials. A file is what an upload would be; a folder is laid out as an archive of it "
+        "would be. Nothing is copied into the store: the version is pinned by the digest of what "
+        "is listed there, and a job whose source has changed since fails with `source_changed`.",
+    )
     format: str | None = Field(
         None,
         description="How the upload is laid out. `auto`, or left out: recognised by its content, "
@@ -47,16 +55,18 @@ class DatasetVersionNew(BaseModel):
     def new(self, name: str) -> datasets.NewDatasetVersion | synthetic_datasets.NewSyntheticDataset:
         """Return the new version as the registry takes it.
 
-        Raises: errors.Refused where `upload` is missing, or is not allowed beside `job`.
+        Raises: errors.Refused where none of `upload`, `source` and `job` is there, or several are.
         """
         if self.job is not None:
-            self._refuse_given("upload", "format", "input")
+            self._refuse_given("upload", "source", "format", "input")
             task = self.task if "task" in self.model_fields_set else None
             return synthetic_datasets.NewSyntheticDataset(
                 name=name, job_id=self.job, task=task, card=self.card, tags=self.tags
             )
-        if self.upload is None:
+        if self.upload is None and self.source is None:
             raise self._incomplete()
+        if self.upload is not None and self.source is not None:
+            raise self._refused("/source", "not_with_upload", "give upload or source, not both")
         given = self.model_dump(exclude={"upload", "job"}, exclude_none=True)
         return datasets.NewDatasetVersion(name=name, upload_id=self.upload, **given)
 
@@ -70,8 +80,11 @@ class DatasetVersionNew(BaseModel):
         rules.refuse(faults, code="invalid_version")
 
     def _incomplete(self) -> errors.Refused:
-        detail = "name a completed upload, or a job that kept images"
-        fault = errors.Fault("/upload", "missing", detail)
+        detail = "name a completed upload, a source, or a job that kept images"
+        return self._refused("/upload", "missing", detail)
+
+    def _refused(self, pointer: str, code: str, detail: str) -> errors.Refused:
+        fault = errors.Fault(pointer, code, detail)
         return errors.Refused(detail, code="invalid_version", faults=[fault])
 
 
@@ -98,6 +111,25 @@ class Archive(BaseModel):
     size_bytes: int
     sha256: str
     url: str = Field(description="GET the bytes here.")
+
+
+class SourceRead(BaseModel):
+    """Files elsewhere that a version refers to."""
+
+    url: str
+    kind: Literal["file", "folder"] | None = Field(description="Null until it was inspected.")
+    digest: str | None = Field(
+        description="SHA-256 of what was listed when it was inspected: name and size of each file, "
+        "and its ETag, or the time of its last change. Whoever trains on the version lists the "
+        "source again, and compares."
+    )
+    files: int | None
+    size_bytes: int | None = Field(description="Of these files, of which none is in the store.")
+
+    @classmethod
+    def of(cls, source: dict[str, Any]) -> Self:
+        """Return the body of the row's column; what was asked of the inspection stays out."""
+        return cls(**{name: source.get(name) for name in cls.model_fields})
 
 
 class SampleBox(BaseModel):
@@ -224,17 +256,20 @@ class DatasetVersionRead(rows.RowRead):
     )
     archive: Archive | None = Field(
         description="Null until it was inspected, and where there is none: built-in data sets, "
-        "images of a job."
+        "images of a job, files elsewhere."
     )
     digest: str | None
     rejection: versions.Rejection | None
     card: str
     tags: dict[str, str]
     upload: str | None
+    source: SourceRead | None = Field(
+        description="Files elsewhere that the version refers to; they are never changed or deleted."
+    )
     job: str | None = Field(description="The job that made its synthetic images.")
     lineage: dict[str, Any] = Field(
-        description="As written by the server: the upload, or the job, its teacher and its method; "
-        "empty for built-in data sets."
+        description="As written by the server: the upload; the source; or the job, its teacher and "
+        "its method; empty for built-in data sets."
     )
     created_at: datetime
 
@@ -257,6 +292,7 @@ class DatasetVersionRead(rows.RowRead):
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
             rejection=versions.Rejection(**row.rejection) if row.rejection else None,
             upload=row.upload_id,
+            source=SourceRead.of(row.source) if row.source else None,
             job=row.job_id,
             size_bytes=stored.size_bytes,
             archive=Archive(

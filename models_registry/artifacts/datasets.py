@@ -1,13 +1,14 @@
 """Data sets and their versions: register, find, describe; some, such as `digits`, are built in.
 
 Versions are immutable, and in the engine's prepared form once a worker has unpacked and checked the
-upload. The images that a data-free job has kept have that form already (`synthetic_datasets.py`).
-Deleted data sets and versions stay as tombstones, so that lineage stays complete.
+upload. Of files elsewhere (`dataset_sources.py`) that form is not stored, and known by its digests.
+The images that a data-free job has kept have it already (`synthetic_datasets.py`). Deleted data
+sets and versions stay as tombstones, so that lineage stays complete.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,14 @@ from sqlalchemy.orm import Session, object_session
 
 from models_registry import catalog, errors, ids
 from models_registry.artifacts import input_checks, models, references, uploads, uses
-from models_registry.persistence import database, outbox, paging, tables, tombstones
+from models_registry.persistence import (
+    database,
+    outbox,
+    paging,
+    source_places,
+    tables,
+    tombstones,
+)
 from workers.distill.config import formats as format_rules
 
 BUILTIN = "builtin"
@@ -25,10 +33,12 @@ _CLOSEST_AMONG = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class NewDatasetVersion:
-    """What a caller says about an upload that becomes a version of a data set."""
+    """What a caller says about an upload, or a source, that becomes a version of a data set."""
 
     name: str
-    upload_id: str
+    upload_id: str | None = None
+    source: str | None = None
+    """Address of files elsewhere, in place of an upload."""
     format: str = format_rules.AUTO
     """The name of a format, or `auto`: it becomes that which the inspection recognises."""
     task: str
@@ -38,9 +48,15 @@ class NewDatasetVersion:
 
 
 def register(
-    session: Session, *, project_id: str, new: NewDatasetVersion
+    session: Session,
+    *,
+    project_id: str,
+    new: NewDatasetVersion,
+    allowed_sources: Sequence[str] = (),
 ) -> tables.DatasetVersionRow:
-    """Add a pending version from a completed upload, and publish the message for its inspection.
+    """Add a pending version from a completed upload, or from one of the sources that are allowed.
+
+    The message for its inspection is published.
 
     Raises: errors.Refused with everything that is wrong.
     """
@@ -58,12 +74,18 @@ def register(
     if storage is not None:
         faults.append(errors.Fault("/input/storage", format_rules.CODE, storage))
     upload = None
-    try:
-        upload = uploads.completed(
-            session, project_id=project_id, upload_id=new.upload_id, purpose="dataset"
-        )
-    except errors.Refused as error:
-        faults += error.faults
+    if new.source is not None:
+        project = session.get_one(tables.ProjectRow, project_id).name
+        refusal = source_places.refusal(new.source, allowed_sources, project=project)
+        if refusal is not None:
+            faults.append(errors.Fault("/source", *refusal))
+    else:
+        try:
+            upload = uploads.completed(
+                session, project_id=project_id, upload_id=new.upload_id or "", purpose="dataset"
+            )
+        except errors.Refused as error:
+            faults += error.faults
     input_checks.refuse(faults, code="invalid_version")
     row = add_version(
         session,
@@ -79,6 +101,9 @@ def register(
     )
     if upload is not None:
         row.lineage = {"upload": upload.id, "upload_digest": f"sha256:{upload.sha256}"}
+    if new.source is not None:
+        row.source = {"url": source_places.parse(new.source).url}
+        row.lineage = {"source": row.source["url"]}
     row.announced_at = row.created_at
     outbox.add(session, task="datasets.inspect", queue="inspect", payload={"version_id": row.id})
     session.flush()
@@ -259,6 +284,12 @@ def archive(session: Session, version: tables.DatasetVersionRow) -> models.File:
             f"{reference} is built in and was never uploaded: there is no archive",
             code="no_archive",
         )
+    if version.source is not None:
+        raise errors.NotFound(
+            f"{reference} refers to {version.source['url']} and was never uploaded: its files are "
+            "there, and there is no archive",
+            code="no_archive",
+        )
     if version.job_id is not None:
         raise errors.NotFound(
             f"{reference} was made of the images of job {version.job_id} and was never uploaded: "
@@ -428,7 +459,7 @@ def _refuse_if_used(session: Session, what: str, chosen: sa.Select[str]) -> None
 
 def _soft_delete(session: Session, version: tables.DatasetVersionRow) -> None:
     """Mark a version as deleted, without its files: the sweep of orphans deletes the bytes."""
-    for row in (tables.DatasetFileRow, tables.DatasetSamplesRow):
+    for row in (tables.DatasetFileRow, tables.DatasetSourceFileRow, tables.DatasetSamplesRow):
         session.execute(sa.delete(row).where(row.version_id == version.id))
     version.archive_sha256, version.deleted_at = None, database.now(session)
     if version.state == "pending":

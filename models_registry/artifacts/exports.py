@@ -18,7 +18,14 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.access import quotas
-from models_registry.artifacts import datasets, input_checks, models, postponements, uploads
+from models_registry.artifacts import (
+    dataset_sources,
+    datasets,
+    input_checks,
+    models,
+    postponements,
+    uploads,
+)
 from models_registry.errors import Fault
 from models_registry.jobs import submission, transitions, validation
 from models_registry.jobs.leases import OutputFile
@@ -289,6 +296,8 @@ class ExportClaim:
     """Blobs by their path in the working folder."""
     builtin: str | None
     """Name of a data set that is written by a child process and not stored; else None."""
+    source: dataset_sources.SourceInputs | None
+    """Of a data set that refers to files elsewhere; else None."""
     withheld: frozenset[str]
     """Files of the data set that the export does not need, or must not see."""
     may_train: bool
@@ -353,6 +362,7 @@ def _claimed(
         version,
         inputs,
         builtin,
+        dataset_sources.inputs_of(session, dataset),
         withheld,
         not is_data_free(session, version),
         None if config is None else session.get_one(tables.BlobRow, config.sha256),

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import job_teachers, postponements, uploads
+from models_registry.artifacts import dataset_sources, job_teachers, postponements, uploads
 from models_registry.jobs import submission
 from models_registry.jobs.leases import OutputFile
 from models_registry.jobs.lifecycle import State
@@ -42,14 +42,16 @@ _FILES: dict[Kind, type[tables.ModelFileRow] | type[tables.DatasetFileRow]] = {
 
 @dataclass(frozen=True)
 class Inspection:
-    """A claim on one pending version, with the upload to inspect."""
+    """A claim on one pending version, with the upload to inspect, or the source."""
 
     kind: Kind
     version_id: str
     fence: int
     filename: str
-    blob: tables.BlobRow
+    blob: tables.BlobRow | None
+    """None where there is a source."""
     version: Version
+    source: dataset_sources.DatasetSource | None = None
 
 
 def claim(
@@ -79,6 +81,9 @@ def claim(
     if version.inspection_attempts > MAX_ATTEMPTS:
         _reject(session, version, _gave_up())
         return None
+    if isinstance(version, tables.DatasetVersionRow) and version.source is not None:
+        source = dataset_sources.source_of(session, version)
+        return Inspection(kind, version_id, fence, source.name, None, version, source)
     upload = session.get_one(tables.UploadRow, version.upload_id)
     blob = session.get_one(tables.BlobRow, upload.blob_sha256)
     return Inspection(kind, version_id, fence, upload.filename, blob, version)
@@ -123,11 +128,51 @@ def accept(
                 size_bytes=file.size_bytes,
             )
         )
-    for name, value in facts.items():
-        setattr(version, name, value)
     if isinstance(version, tables.DatasetVersionRow):
         # A model's file can be converted back; what was chosen and left out of an archive cannot.
         version.archive_sha256 = session.get_one(tables.UploadRow, version.upload_id).blob_sha256
+    _make_ready(session, inspection, version, sha256=sha256, facts=facts)
+
+
+def accept_source(
+    session: Session,
+    inspection: Inspection,
+    *,
+    pinned: dataset_sources.PinnedSource,
+    files: Sequence[dataset_sources.PreparedFile],
+    sha256: str,
+    facts: dict[str, Any],
+) -> None:
+    """Make a version `ready` that refers to a source, with what was prepared of that; as `accept`.
+
+    No bytes are stored: workers make them again, and compare them with `files`.
+    """
+    version = _held(session, inspection)
+    for file in files:
+        session.add(
+            tables.DatasetSourceFileRow(
+                version_id=version.id,
+                path=file.path,
+                sha256=file.sha256,
+                size_bytes=file.size_bytes,
+            )
+        )
+    if isinstance(version, tables.DatasetVersionRow):
+        version.source = pinned.as_json()
+        version.lineage = {"source": pinned.url, "source_digest": f"sha256:{pinned.sha256}"}
+    _make_ready(session, inspection, version, sha256=sha256, facts=facts)
+
+
+def _make_ready(
+    session: Session,
+    inspection: Inspection,
+    version: Version,
+    *,
+    sha256: str,
+    facts: dict[str, Any],
+) -> None:
+    for name, value in facts.items():
+        setattr(version, name, value)
     version.sha256 = sha256
     version.state, version.rejection, version.inspection_expires_at = "ready", None, None
     session.flush()
@@ -170,7 +215,7 @@ def postpone(
     version.inspection_attempts -= 1
     count = version.inspection_fence - version.inspection_attempts
     if may_be_the_file and count >= postponements.MOST:
-        _reject(session, version, _no_room(inspection.blob.size_bytes, reason))
+        _reject(session, version, _no_room(inspection, reason))
         return
     delay = postponements.delay(count)
     version.inspection_expires_at = database.now(session) + delay
@@ -274,12 +319,18 @@ def _gave_up() -> dict[str, Any]:
     )
 
 
-def _no_room(size_bytes: int, reason: str) -> dict[str, Any]:
+def _no_room(inspection: Inspection, reason: str) -> dict[str, Any]:
+    if inspection.blob is None:
+        return _rejection(
+            "source_unreachable",
+            f"The source could not be inspected in {postponements.MOST} tries; the last said: "
+            f"{reason}. Register it again once that is mended.",
+        )
     return _rejection(
         "too_large",
-        f"There was no room to inspect this file of {size_bytes} bytes, in {postponements.MOST} "
-        f"tries; the last said: {reason}. Upload a smaller file, or have the operator give the "
-        "workers and the store more disk, and upload it again.",
+        f"There was no room to inspect this file of {inspection.blob.size_bytes} bytes, in "
+        f"{postponements.MOST} tries; the last said: {reason}. Upload a smaller file, or have the "
+        "operator give the workers and the store more disk, and upload it again.",
     )
 
 

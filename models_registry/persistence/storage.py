@@ -239,15 +239,19 @@ def from_url(url: str, options: S3Options | None = None) -> Storage:
 
 def from_settings(settings: Settings) -> Storage:
     """Return the storage that the settings name."""
+    return from_url(settings.storage_url, s3_options(settings))
+
+
+def s3_options(settings: Settings) -> S3Options:
+    """Return how the settings say that buckets are reached."""
     secret = settings.s3_secret_access_key
-    options = S3Options(
+    return S3Options(
         endpoint=settings.s3_endpoint,
         region=settings.s3_region,
         access_key_id=settings.s3_access_key_id,
         secret_access_key=secret.get_secret_value() if secret else None,
         public_endpoint=settings.s3_public_endpoint,
     )
-    return from_url(settings.storage_url, options)
 
 
 def stored_part(key: str, place: PartPlace, size_bytes: int) -> StoredPart:
@@ -495,11 +499,11 @@ class S3Storage:
 
     def __init__(self, bucket: str, prefix: str, options: S3Options) -> None:
         self._spool_folder = options.spool_folder
-        self._store = _s3_store(
+        self._store = s3_store(
             bucket, prefix, options, timeout=timedelta(minutes=5), patience=timedelta(seconds=60)
         )
         # Signing needs no connection: the process itself may not reach this endpoint.
-        self._signer = options.public_endpoint and _s3_store(
+        self._signer = options.public_endpoint and s3_store(
             bucket,
             prefix,
             replace(options, endpoint=options.public_endpoint),
@@ -507,7 +511,7 @@ class S3Storage:
             patience=timedelta(0),
         )
         # Readiness needs an answer soon; the other calls wait for a store that restarts.
-        self._impatient = _s3_store(
+        self._impatient = s3_store(
             bucket, prefix, options, timeout=timedelta(seconds=3), patience=timedelta(0)
         )
 
@@ -838,9 +842,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _s3_store(
+def s3_store(
     bucket: str, prefix: str, options: S3Options, *, timeout: timedelta, patience: timedelta
 ) -> obstore.store.S3Store:
+    """Return a bucket's prefix: a request ends by `timeout`, and is repeated for `patience`."""
     config: obstore.store.S3Config = {"region": options.region}
     if options.endpoint is not None:
         config["endpoint"] = options.endpoint

@@ -355,6 +355,8 @@ class DatasetVersionRow(Inspected, Row):
     upload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("uploads.id"), index=True)
     # The file as it was uploaded, kept for downloads; the upload itself lets go of it.
     archive_sha256: Mapped[str | None] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    # Files elsewhere that it refers to, instead of an upload: see artifacts/dataset_sources.py.
+    source: Mapped[dict[str, Any] | None]
     # The job that made its synthetic images; as for models, no foreign key.
     job_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
     card: Mapped[str] = mapped_column(sa.Text, default="")
@@ -372,6 +374,19 @@ class DatasetFileRow(Row):
     )
     path: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
     sha256: Mapped[str] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+
+
+class DatasetSourceFileRow(Row):
+    """One prepared file of a version that refers to a source: made by workers, and not stored."""
+
+    __tablename__ = "dataset_source_files"
+    version_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("dataset_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    path: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    # No reference to a blob: no bytes of it are in the store.
+    sha256: Mapped[str] = mapped_column(sa.String(64))
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
 
 

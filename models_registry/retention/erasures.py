@@ -79,6 +79,7 @@ def erase(
     erasure = Erasure(reference, [references.write(name, row.version) for row in chosen])
     ids = [row.id for row in chosen]
     _end_jobs(session, erasure, project_id, ids, cancel_jobs=cancel_jobs)
+    _drop_source_files(session, erasure, chosen)
     taken = {
         *_drop_files(session, ids),
         *_drop_uploads(session, chosen),
@@ -245,6 +246,31 @@ def _drop_files(session: Session, ids: Sequence[str]) -> Sequence[str]:
     session.execute(shown.execution_options(synchronize_session=False))
     dropped = sa.delete(file).where(file.version_id.in_(ids)).returning(file.sha256)
     return session.scalars(dropped.execution_options(synchronize_session=False)).all()
+
+
+def _drop_source_files(
+    session: Session, erasure: Erasure, chosen: Sequence[tables.DatasetVersionRow]
+) -> None:
+    """Have workers drop what they have prepared of sources; a source itself is not ours."""
+    file = tables.DatasetSourceFileRow
+    ids = [version.id for version in chosen]
+    dropped = sa.delete(file).where(file.version_id.in_(ids)).returning(file)
+    now = database.now(session)
+    for one in session.scalars(dropped.execution_options(synchronize_session=False)).all():
+        session.add(
+            tables.ErasedBlobRow(
+                sha256=one.sha256,
+                storage_key="",  # none of it was ever in the store
+                size_bytes=one.size_bytes,
+                adopted_at=now,
+                erased_at=now,
+                deleted_at=now,
+            )
+        )
+    for version in chosen:
+        if version.source is not None:
+            reason = "the files are where they were: nothing of them is in the store"
+            erasure.remains.append(Remainder("source", version.source["url"], reason))
 
 
 def _drop_uploads(session: Session, chosen: Sequence[tables.DatasetVersionRow]) -> Iterable[str]:

@@ -652,11 +652,20 @@ def dataset_version(console: rich.console.Console, shown: types.DatasetVersion) 
                 if shown.archive
                 else None,
             ),
+            ("source", source(shown.source) if shown.source else None),
             ("lineage", compact(shown.lineage)),
             ("tags", compact(shown.tags)),
             ("created", moment(shown.created_at)),
         ],
     )
+
+
+def source(shown: types.Source) -> str:
+    """Return where the files of a data set are, and what they were when it was registered."""
+    if shown.files is None or shown.size_bytes is None:
+        return shown.url
+    count = "1 file" if shown.files == 1 else f"{shown.files:,} files"
+    return f"{shown.url}  {count}, {size(shown.size_bytes)}, not copied; listing {shown.digest}"
 
 
 def rejected_keys(rejection: types.Rejection | None) -> list[tuple[str, Cell]]:

@@ -8,9 +8,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from models_registry import catalog
-from models_registry.artifacts import dataset_samples, inspections
+from models_registry.artifacts import dataset_samples, dataset_sources, inspections
 from models_registry.persistence import database, tables, tombstones
 from models_registry.persistence.storage import Storage
+from models_registry.settings import Settings
 from tests import factories, sending
 from tests.databases import SQLITE_ONLY
 
@@ -348,6 +349,115 @@ class TestFromJob:
         answer = client.post("/v1/datasets/dreams/versions", json=body)
         assert answer.status_code == 422
         assert sending.faults(answer) == faults
+
+
+@SQLITE_ONLY
+class TestFromSource:
+    ALLOWED = "s3://photos/{project} file:///srv/photos"
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"sources": self.ALLOWED})
+
+    def post(self, client: TestClient, body: dict[str, Any], **options: Any) -> Any:
+        return client.post("/v1/datasets/scans/versions", json=body, **options)
+
+    def test_waits_for_its_inspection_and_names_the_source(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        url = "file:///srv/photos/my%20scans"
+        answer = self.post(client, {"source": url, "input": {"height": 8}, "card": "Scans."})
+        assert answer.status_code == 202, answer.text
+        body = answer.json()
+        unknown = dict.fromkeys(("kind", "digest", "files", "size_bytes"))
+        assert body["source"] == {"url": url, **unknown}
+        assert (body["state"], body["upload"], body["size_bytes"]) == ("pending", None, 0)
+        assert body["lineage"] == {"source": url}
+        with sessions() as session:
+            message = session.scalars(sa.select(tables.OutboxRow)).one()
+        assert (message.task, message.queue) == ("datasets.inspect", "inspect")
+        (entry,) = client.get("/v1/audit", params={"action": "dataset_version"}).json()["data"]
+        assert (entry["action"], entry["subject"]) == ("dataset_version.referred", "scans@1")
+        assert entry["facts"] == {"source": url}
+        used = {one["name"]: one["used"] for one in client.get("/v1/usage").json()["quotas"]}
+        assert used["storage_bytes"] == 0
+        assert client.delete("/v1/datasets/scans/versions/1").status_code == 204
+
+    def test_is_registered_once_for_a_repeated_request(self, client: TestClient) -> None:
+        body, headers = {"source": "file:///srv/photos"}, {"idempotency-key": "again"}
+        first, second = (self.post(client, body, headers=headers) for _ in range(2))
+        assert first.json() == second.json()
+        assert first.json()["version"] == 1
+
+    @pytest.mark.parametrize(
+        ("body", "faults"),
+        [
+            ({"source": "file:///srv/private"}, {"/source": "source_not_allowed"}),
+            ({"source": "file:///srv/photos/../private"}, {"/source": "malformed_source"}),
+            ({"source": "s3://key:secret@photos/a"}, {"/source": "malformed_source"}),
+            ({"source": "https://example.org/a.zip"}, {"/source": "malformed_source"}),
+            ({"source": ""}, {"/source": "malformed_source"}),
+            ({"source": 7}, {"/source": "string_type"}),
+            ({"source": "s3://photos/another/a"}, {"/source": "source_not_allowed"}),
+            (
+                {"source": "file:///srv/private", "format": "mine"},
+                {"/source": "source_not_allowed", "/format": "unsupported_format"},
+            ),
+            ({"source": "file:///srv/photos", "upload": "upl_1"}, {"/source": "not_with_upload"}),
+            ({"source": "file:///srv/photos", "job": "job_1"}, {"/source": "not_with_job"}),
+        ],
+    )
+    def test_points_at_what_is_wrong(
+        self, client: TestClient, body: dict[str, Any], faults: dict[str, str]
+    ) -> None:
+        answer = self.post(client, body)
+        assert answer.status_code == 422
+        assert sending.faults(answer) == faults
+        assert "secret" not in answer.text
+
+    def test_tells_what_was_pinned_and_has_no_archive(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        url = "file:///srv/photos"
+        self.post(client, {"source": url})
+        pinned = dataset_sources.PinnedSource(
+            url=url, kind="folder", sha256="a" * 64, files=2, size_bytes=30, request={"kind": "x"}
+        )
+        with sessions.begin() as session:
+            row = session.scalars(
+                sa.select(tables.DatasetVersionRow).filter_by(state="pending")
+            ).one()
+            claim = inspections.claim(session, kind="datasets", version_id=row.id)
+            assert claim is not None
+            inspections.accept_source(
+                session,
+                claim,
+                pinned=pinned,
+                files=[dataset_sources.PreparedFile("train.safetensors", "b" * 64, 40)],
+                sha256="c" * 64,
+                facts={"format": "imagefolder", "classes": [], "splits": {}, "notes": []},
+            )
+        body = client.get("/v1/datasets/scans/versions/1").json()
+        digest = f"sha256:{'a' * 64}"
+        assert body["source"] == {
+            "url": url,
+            "kind": "folder",
+            "digest": digest,
+            "files": 2,
+            "size_bytes": 30,
+        }
+        assert body["lineage"] == {"source": url, "source_digest": digest}
+        assert (body["archive"], body["size_bytes"]) == (None, 0)
+        answer = client.get("/v1/datasets/scans/versions/1/archive")
+        assert (answer.status_code, answer.json()["code"]) == (404, "no_archive")
+        assert url in answer.json()["detail"]
+
+
+@SQLITE_ONLY
+def test_without_the_setting_no_source_is_read(client: TestClient) -> None:
+    answer = client.post("/v1/datasets/scans/versions", json={"source": "s3://bucket/a"})
+    assert sending.faults(answer) == {"/source": "sources_disabled"}
+    assert "RETORT_SOURCES is empty" in answer.text
 
 
 ARCHIVE = b"bytes of a zip archive"

@@ -280,7 +280,17 @@ def upload_predictions(
 def upload_dataset(
     retort: shell.Shell,
     name: NameArgument,
-    file: FileArgument,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="File to upload; or --source.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="In place of FILE: s3://bucket/prefix or file:///folder of the workers, which the "
+            "service reads where it is, without a copy; its operator allows such places.",
+        ),
+    ] = None,
     format: FormatOption = "auto",
     like: LikeOption = None,
     height: HeightOption = None,
@@ -310,7 +320,11 @@ def upload_dataset(
     resume: ResumeOption = None,
     wait: WaitOption = False,
 ) -> None:
-    """Upload an archive of images and register it as a new version of a data set."""
+    """Upload an archive of images, or name a --source, as a new version of a data set."""
+    if (file is None) == (source is None):
+        raise errors.BadOption("give either FILE, to upload it, or --source URL")
+    if source is not None and resume is not None:
+        raise errors.BadOption("--resume goes on with an upload, and --source has none: leave one")
     given = _input(channels, height, width, mean, std)  # the rest is measured
     if like is not None:
         given = {**_like(retort, like, {*given, "classes"}).input, **given}
@@ -320,11 +334,16 @@ def upload_dataset(
         given["max_bad_share"] = max_bad_share
     if storage is not None:
         given["storage"] = storage
-    upload = _send(retort, file, "dataset", resume)
     datasets = retort.client.datasets
-    version = datasets.register(
-        name, upload, format=format, task=task, input=given or None, card=card
-    )
+    if file is None:
+        version = datasets.register_source(
+            name, source or "", format=format, task=task, input=given or None, card=card
+        )
+    else:
+        upload = _send(retort, file, "dataset", resume)
+        version = datasets.register(
+            name, upload, format=format, task=task, input=given or None, card=card
+        )
     if wait:
         retort.note(f"{version.reference} is being inspected")
         version = datasets.wait(name, version.version, timeout=None)

@@ -116,6 +116,7 @@ class TestClaim:
         with sessions.begin() as session:
             found = claim_model(session, teacher)
         assert (found.fence, found.filename) == (1, "file.bin")
+        assert found.blob is not None
         assert storage.exists(found.blob.storage_key)
         assert found.version.id == teacher.id
 

@@ -769,6 +769,47 @@ class TestUpload:
         assert json.loads(result.stdout)["task"] == "segmentation"
 
 
+class TestDatasetFromSource:
+    URL = "s3://photos/pets"
+    VERSIONS = "/v1/datasets/pets/versions"
+
+    def version(self, **changes):
+        return told({"name": "pets", "version": 1, "reference": "pets@1", **changes})
+
+    def test_is_registered_without_an_upload(self, known):
+        pending = {"url": self.URL, "kind": None, "files": None, "size_bytes": None}
+        known.on("POST", self.VERSIONS, self.version(state="pending", source=pending))
+        result = run("upload", "dataset", "pets", "--source", self.URL, "--height", "96")
+        assert result.stdout == "pets@1\n"
+        (sent,) = known.requests
+        assert (sent.method, sent.path) == ("POST", self.VERSIONS)
+        assert (sent.json()["source"], sent.json()["input"]) == (
+            self.URL,
+            {"height": 96, "width": 96},
+        )
+        assert "upload" not in sent.json()
+
+    def test_is_shown_with_what_was_pinned(self, known):
+        source = {"url": self.URL, "kind": "folder", "files": 1234, "size_bytes": 2**20}
+        source["digest"] = "sha256:12"
+        known.on("GET", f"{self.VERSIONS}/1", self.version(state="ready", source=source))
+        shown = run("datasets", "pets@1").stdout
+        assert f"{self.URL} 1,234 files, 1.0 MiB, not copied; listing sha256:12" in shown
+
+    def test_or_a_file_is_needed_and_not_both(self, known, tmp_path):
+        (tmp_path / "a.zip").write_bytes(b"PK")
+        for given in ((), (str(tmp_path / "a.zip"), "--source", self.URL)):
+            result = run("upload", "dataset", "pets", *given)
+            assert "give either FILE, to upload it, or --source URL" in one_error(result)
+        result = run("upload", "dataset", "pets", "--source", self.URL, "--resume", "upl_1")
+        assert "--resume goes on with an upload" in one_error(result)
+        assert known.requests == []
+
+    def test_that_the_service_does_not_allow_is_told(self, real):
+        result = run("upload", "dataset", "pets", "--source", self.URL)
+        assert "RETORT_SOURCES is empty" in one_error(result)
+
+
 class TestDatasetFromJob:
     def test_registers_synthetic_images(self, real, staff):
         result = run("dataset", "from-job", staff.invent(), "--name", "dreams")

@@ -150,7 +150,16 @@ function Version({ name, version }: { name: string; version: number }) {
               ["Images of", it.input ? inputOf(it.input) : NOTHING],
               ["Mean", it.input?.["mean"] ? <code>{JSON.stringify(it.input["mean"])}</code> : null],
               ["Deviation", it.input?.["std"] ? <code>{JSON.stringify(it.input["std"])}</code> : null],
-              ["Size", it.size_bytes > 0 ? bytes(it.size_bytes) : "built in"],
+              ["Size", it.size_bytes > 0 ? bytes(it.size_bytes) : it.source ? "not stored" : "built in"],
+              [
+                "Files at",
+                it.source && (
+                  <>
+                    <code>{it.source.url}</code>
+                    {it.source.files !== null && ` ${count(it.source.files)} files, ${bytes(it.source.size_bytes ?? 0)}`}
+                  </>
+                ),
+              ],
               ["Digest", it.digest ? <Copy text={it.digest} label="the digest" /> : null],
               ["Made by", it.job ? <a href={to("jobs", it.job)}>{it.job}</a> : null],
               ["Created", <Time at={it.created_at} />],

@@ -11,6 +11,12 @@ Storage: TypeAlias = Literal["auto", "decoded", "encoded"]
 """How images are kept: all in one size, or as the files that were uploaded."""
 ENCODED = ("imagefolder", "csv", "images", "parquet")
 """Formats of pictures with one class each, which can be stored encoded."""
+MOST_ENTRIES = 2_000_000
+"""Files and folders of an archive, or of a folder that a data set refers to."""
+LARGEST_FILE_BYTES = 4 << 30
+"""Of one file in it."""
+LARGEST_TOTAL_BYTES = 64 << 30
+"""Of all files in it."""
 DECODED_BYTES = 2 << 30
 """Images that take more than this when they are decoded are stored encoded by `auto`."""
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 from workers.distill import errors
+from workers.distill.config import formats as format_rules
 from workers.distill.data.formats import entry_names, file_kinds
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -63,9 +64,9 @@ _PAGES = {
 class Limits:
     """Upper bounds for the content of an archive, against files that unpack to fill a disk."""
 
-    entries: int = 2_000_000
-    file_bytes: int = 4 << 30
-    total_bytes: int = 64 << 30
+    entries: int = format_rules.MOST_ENTRIES
+    file_bytes: int = format_rules.LARGEST_FILE_BYTES
+    total_bytes: int = format_rules.LARGEST_TOTAL_BYTES
     ratio: int = 100
     ratio_free_bytes: int = 64 << 20
     """Unpacked size below which `ratio` is not checked: plain pictures compress very well."""
