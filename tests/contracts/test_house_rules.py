@@ -176,6 +176,21 @@ def no_assert(path: Path, nodes: Nodes) -> Iterator[str]:
             yield at(path, node, "assert")
 
 
+def no_clock_bound(path: Path, nodes: Nodes) -> Iterator[str]:
+    """Forbid that a test falls because a machine stood still: see tests/waiting.py."""
+    for node in nodes:
+        if not isinstance(node, ast.Assert):
+            continue
+        for part in ast.walk(node.test):
+            if (
+                isinstance(part, ast.BinOp)
+                and isinstance(part.op, ast.Sub)
+                and re.search(r"\b(monotonic|perf_counter|time)\(\)$", ast.unparse(part.left))
+                and re.search(re.escape(ast.unparse(part)) + r" <", ast.unparse(node.test))
+            ):
+                yield at(path, node, "time that has passed is less than something")
+
+
 # Files without these words are not cut into tokens, which takes longer than all the rules.
 MAY_BE_SILENCE = re.compile(r"noqa|type:\s*ignore|TO" + r"DO|FIX" + r"ME", re.IGNORECASE)
 
@@ -231,6 +246,8 @@ RULES: list[tuple[Rule, tuple[str, ...], str]] = [
     (no_state_write, CODE, "setattr(job, 'state', 'failed')"),
     (no_state_write, CODE, "sa.update(tables.JobRow).where(x).values(state='failed')"),
     (no_assert, SERVICE, "assert x"),
+    (no_clock_bound, ("tests",), "assert time.monotonic() - began < 5"),
+    (no_clock_bound, ("tests",), "assert 1 <= time.monotonic() - began <= 5"),
 ]
 
 

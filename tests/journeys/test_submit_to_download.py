@@ -1,15 +1,17 @@
 """The whole path, over HTTP: teacher in, student out, and what happens on the way."""
 
+import contextlib
 import hashlib
 import json
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retort import errors
+from retort import errors, types
 from retort.client import Client
 from tests import waiting
 from tests.journeys.stacks import ON_EMBEDDED, ON_PRODUCTION, PATIENCE_SECONDS, Stack
@@ -41,7 +43,7 @@ def wait_for(retort: Client, job_id: str, state: str) -> None:
         assert job.state == state or not job.is_final, job
         return job.state == state
 
-    waiting.until(is_there, f"{job_id} is {state}")
+    waiting.until(is_there, f"{job_id} is {state}", seconds=PATIENCE_SECONDS)
 
 
 def wait_for_event(retort: Client, job_id: str, kind: str) -> None:
@@ -54,7 +56,20 @@ def wait_for_event(retort: Client, job_id: str, kind: str) -> None:
         after = max([after, *(event.sequence for event in page.data)])
         return kind in [event.type for event in page.data]
 
-    waiting.until(is_there, f"{job_id} has a {kind}", pause_seconds=0)
+    what = f"{job_id} has a {kind}"
+    waiting.until(is_there, what, seconds=PATIENCE_SECONDS, pause_seconds=0)
+
+
+@contextlib.contextmanager
+def cancelled_at_the_end(retort: Client, spec: dict[str, Any]) -> Iterator[types.Job]:
+    """Submit a job that outlasts the block, however slow this machine is; nothing waits for it."""
+    job = retort.jobs.submit(spec)
+    try:
+        yield job
+    finally:
+        retort.jobs.cancel(job.id)
+        ended = retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
+    assert ended.state == "cancelled", ended
 
 
 class TestAJob:
@@ -108,19 +123,16 @@ class TestAJob:
 
     @ON_EMBEDDED
     def test_shows_metrics_and_progress_while_it_runs(self, retort: Client, teacher: str):
-        # So many that it runs until it is cancelled, however slow this machine is.
-        job = retort.jobs.submit(a_job(teacher, training={"epochs": 1000}))
-        wait_for(retort, job.id, "running")
+        with cancelled_at_the_end(retort, a_job(teacher, training={"epochs": 1000})) as job:
+            wait_for(retort, job.id, "running")
 
-        def is_known() -> bool:
-            now = retort.jobs.get(job.id)
-            assert now.state == "running"
-            # The first metrics may arrive before the first progress that knows a rate.
-            return bool(now.metrics) and now.estimated_end_at is not None and 0 < now.progress < 1
+            def is_known() -> bool:
+                now = retort.jobs.get(job.id)
+                assert now.state == "running"
+                # The first metrics may arrive before the first progress that knows a rate.
+                return bool(now.metrics and now.estimated_end_at) and 0 < now.progress < 1
 
-        waiting.until(is_known, "metrics, progress and its end are shown")
-        retort.jobs.cancel(job.id)
-        assert retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS).state == "cancelled"
+            waiting.until(is_known, "metrics, progress and its end are shown")
 
     @ON_EMBEDDED
     def test_that_is_cancelled_stops_within_seconds_and_registers_nothing(
@@ -143,21 +155,19 @@ class TestAJob:
 
     @ON_PRODUCTION
     def test_that_is_paused_goes_on_where_it_stopped(self, retort: Client, teacher: str):
-        job = retort.jobs.submit(a_job(teacher, training={"epochs": 1000}))
-        wait_for(retort, job.id, "running")
-        waiting.until(lambda: retort.jobs.get(job.id).metrics, "metrics are shown")
-        retort.jobs.pause(job.id)
-        wait_for(retort, job.id, "paused")
-        retort.jobs.resume(job.id)
-        wait_for(retort, job.id, "running")
-        # That it ends as if it had never been paused is tried with the worker's runner.
-        first, second = retort.jobs.attempts(job.id)
-        assert (first.resumed_from_step, first.outcome) == (None, "paused_by_caller")
-        assert second.resumed_from_step
-        retort.jobs.cancel(job.id)
-        assert retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS).attempt == 2
-        log = [event.type for event in retort.jobs.events_after(job.id)]
-        assert log.count("job.running") == 2
+        with cancelled_at_the_end(retort, a_job(teacher, training={"epochs": 1000})) as job:
+            wait_for(retort, job.id, "running")
+            waiting.until(lambda: retort.jobs.get(job.id).metrics, "metrics are shown")
+            retort.jobs.pause(job.id)
+            wait_for(retort, job.id, "paused")
+            retort.jobs.resume(job.id)
+            wait_for(retort, job.id, "running")
+            # That it ends as if it had never been paused is tried with the worker's runner.
+            first, second = retort.jobs.attempts(job.id)
+            assert (first.resumed_from_step, first.outcome) == (0, "paused_by_caller")
+            assert second.resumed_from_step
+            log = [event.type for event in retort.jobs.events_after(job.id)]
+            assert log.count("job.running") == 2
 
     def test_survives_the_death_of_worker_and_engine_with_the_same_bytes(
         self, stack: Stack, retort: Client, teacher: str
