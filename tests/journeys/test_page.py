@@ -388,6 +388,8 @@ class TestAnUpload:
         go(page, "#/upload?purpose=dataset")
         page.get_by_label("File").set_input_files(archive)
         page.get_by_label("Name", exact=True).fill("pets-as-files")
+        for side in ("Height", "Width"):
+            page.get_by_label(side, exact=True).fill("64")
         page.get_by_label("Stored").select_option("encoded")
         further = page.locator("details", has_text="Further fields")
         further.get_by_text("Further fields").click()
