@@ -27,7 +27,7 @@ from workers.source_reading import Chunks, Listing, SourceReader, SourceRefused
 
 log = structlog.get_logger()
 
-MODULE = "workers.distill.inspection"
+MODULE = "workers.distill.inspection.uploads"
 UPLOAD = "upload"
 """The file that the inspecting process reads; a folder is packed into one, as uploads are."""
 FOLDER = "dataset"
