@@ -9,6 +9,7 @@ RFC 9112 is refused here, and a connection on which something was refused is clo
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import NoneType
 from typing import Any
 
 import httptools
@@ -85,8 +86,9 @@ _TOO_FAR_AHEAD = HttpFault(
 class LimitedProtocol(HttpToolsProtocol):
     """One connection.
 
-    A request that is refused gets a problem (RFC 9457) where none of its response was sent yet;
-    requests before it are answered first.
+    A request that is refused gets a problem (RFC 9457) where nothing is being answered before it.
+    Behind another one the connection ends: after that one's response where the head was refused, at
+    once where the body was.
     """
 
     head_seconds = 30.0
@@ -138,12 +140,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
         except httptools.HttpParserError as error:
             cause = error.__context__
+            if not isinstance(cause, RefusedError | UnicodeDecodeError | NoneType):
+                log.error("parsing_failed", exc_info=cause)  # ours, not the client's
             self._refuse(cause.fault if isinstance(cause, RefusedError) else MALFORMED)
         else:
             if self._unseen_bytes > MAX_HEAD_BYTES:
                 self._refuse(HEAD_TOO_LARGE)
+            elif self.cycle is not None and not self.cycle.response_complete:
+                return  # what is behind a request waits for its response
             elif self._in_head and self._head_timer is None:
                 self._limit_head()
+            elif not self._in_head and self._head_timer is None:
+                # Blank lines, or the rest of a body that was answered already.
+                self._limit_silence()
 
     # -- called by the parser ----------------------------------------------------------------
 
@@ -204,6 +213,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _limit_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_seconds, self._end_slow_head)
+
+    def _limit_silence(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _unlimit_head(self) -> None:
         if self._head_timer is not None:

@@ -24,6 +24,8 @@ MAX_BODY_BYTES = 2**20
 MAX_PICTURES_BODY_BYTES = 12 * 2**20
 """Of a body with pictures in base64: 8 MiB of files."""
 MAX_JSON_DEPTH = 32
+BODY_STALL_SECONDS = 60.0
+"""So long nothing of a body may come; parts of uploads have limits of their own."""
 MAX_HEADERS = 100
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Parts of uploads are large; their route counts its own bytes.
@@ -227,11 +229,23 @@ class _LimitedBody:
         self._is_json = is_json
         self._size_bytes = 0
         self._chunks: list[bytes] = []
+        self._is_whole = False
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self._is_whole:
+            return await self._receive()  # the end of the connection, whenever that is
+        try:
+            async with asyncio.timeout(BODY_STALL_SECONDS):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise errors.BodyRejected(
+                408,
+                code="body_stalled",
+                detail=f"nothing of the body came for {BODY_STALL_SECONDS:g} s: send it again",
+            ) from error
         if message["type"] != "http.request":
             return message
+        self._is_whole = not message.get("more_body", False)
         chunk = message.get("body", b"")
         self._size_bytes += len(chunk)
         if self._size_bytes > self._most_bytes:

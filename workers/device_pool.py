@@ -132,7 +132,7 @@ class DevicePool:
                 _RECORD.size,
                 record * _RECORD.size,
             )
-        except OSError:  # another process has it
+        except (BlockingIOError, PermissionError):  # another process has it
             return False
         return True
 

@@ -43,8 +43,8 @@ class ForkedBytes:
     """Some bytes, at first none, that all processes forked later read and replace as a whole.
 
     There are two places. A writer fills the one with the older content, under the next number and a
-    checksum: who is killed in the middle leaves the newer content as it was. Of two that write at
-    once one is kept.
+    checksum: who is killed in the middle leaves the newer content as it was. Those who write at
+    the same time may undo each other's change, and a reader then finds an older content.
     """
 
     _HEADER = struct.Struct("=QII")  # number, length, checksum of number and content

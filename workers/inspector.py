@@ -192,6 +192,7 @@ def _fetch_source(
     """List a source and fetch it as an upload; return what it was, None where it was stopped."""
     reader = source_reading.open_source(source.url, context.settings, project=source.project)
     listing = reader.listing()
+    source_files.check_room(context.settings, listing, workdir)
     upload = workdir / source_files.UPLOAD
     if not source_files.fetch(reader, listing, upload, must_stop=hold.must_stop):
         return None

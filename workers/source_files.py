@@ -20,7 +20,7 @@ from models_registry import errors
 from models_registry.artifacts import datasets
 from models_registry.artifacts.dataset_sources import PreparedFile, SourceInputs
 from models_registry.settings import Settings
-from workers import child_files, source_reading, staging
+from workers import child_files, machine_health, source_reading, staging
 from workers.child_requests import ChildDied, ask
 from workers.context import Context
 from workers.source_reading import Chunks, Listing, SourceReader, SourceRefused
@@ -31,6 +31,8 @@ MODULE = "workers.distill.inspection.uploads"
 UPLOAD = "upload"
 """The file that the inspecting process reads; a folder is packed into one, as uploads are."""
 FOLDER = "dataset"
+UNPACKED = 2
+"""So many times a source is on the disk while it is prepared."""
 _TICK_SECONDS = 0.2
 
 
@@ -42,9 +44,21 @@ def are_cached(settings: Settings, source: SourceInputs) -> bool:
 def room_of(source: SourceInputs) -> int:
     """Return how many bytes of disk it takes to make the files, beside the files themselves.
 
-    The source is there twice meanwhile: as it was fetched, and unpacked.
+    The source is there twice meanwhile, as it was fetched and unpacked, and each file where it was
+    made and where it is used.
     """
-    return 2 * source.pinned.size_bytes
+    made = sum(file.size_bytes for file in source.files)
+    return UNPACKED * source.pinned.size_bytes + made
+
+
+def check_room(settings: Settings, listing: Listing, folder: Path) -> None:
+    """Raise `OSError` where a folder has no room for a source beside what must stay free."""
+    needed = UNPACKED * listing.size_bytes + settings.worker_min_free_bytes
+    if machine_health.free_bytes(folder) < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"the source and what is unpacked of it take {needed} bytes, with those that stay free",
+        )
 
 
 def file_name(name: str, kind: str) -> str:
@@ -218,6 +232,9 @@ def _prepare(
     if report.get("retryable"):
         # Only a full disk is reported so.
         raise OSError(errno.ENOSPC, str(report["message"]))
+    if report["type"] == "failure" and report["code"] == "too_large":
+        # It took no more on the machine that registered it: another worker may have room.
+        raise errors.Unavailable(f"{source.reference} cannot be prepared here: {report['message']}")
     if report["type"] == "failure":
         raise _not_reproduced(source, str(report["message"]))
     return True

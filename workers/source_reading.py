@@ -410,7 +410,7 @@ class BucketReader:
         try:
             yield
         except obstore.exceptions.PreconditionError as error:
-            raise SourceChanged(f"{file and file.name!r} of {url} was changed") from error
+            raise SourceChanged(f"{_named(file, url)} was changed") from error
         except (
             obstore.exceptions.PermissionDeniedError,
             obstore.exceptions.UnauthenticatedError,
@@ -427,7 +427,7 @@ class BucketReader:
                 "object, or refer to a folder without it",
             ) from error
         except FileNotFoundError as error:
-            raise SourceChanged(f"{file and file.name!r} of {url} is no longer there") from error
+            raise SourceChanged(f"{_named(file, url)} is no longer there") from error
         except obstore.exceptions.BaseError as error:
             if "NoSuchBucket" in str(error):
                 raise SourceRefused(
@@ -474,3 +474,7 @@ def check_unchanged(listing: Listing, pinned: PinnedSource) -> None:
         f"{pinned.url} is not as it was when it was registered ({counts}): restore it, or register "
         "it again as a new version"
     )
+
+
+def _named(file: SourceFile | None, url: str) -> str:
+    return url if file is None else f"{file.name!r} of {url}"

@@ -458,8 +458,12 @@ def _refuse_if_used(session: Session, what: str, chosen: sa.Select[str]) -> None
 
 
 def _soft_delete(session: Session, version: tables.DatasetVersionRow) -> None:
-    """Mark a version as deleted, without its files: the sweep of orphans deletes the bytes."""
-    for row in (tables.DatasetFileRow, tables.DatasetSourceFileRow, tables.DatasetSamplesRow):
+    """Mark a version as deleted, without its files: the sweep of orphans deletes the bytes.
+
+    Files made of a source are in no store: their rows stay, so that an erasure knows what workers
+    have to drop.
+    """
+    for row in (tables.DatasetFileRow, tables.DatasetSamplesRow):
         session.execute(sa.delete(row).where(row.version_id == version.id))
     version.archive_sha256, version.deleted_at = None, database.now(session)
     if version.state == "pending":

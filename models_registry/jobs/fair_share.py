@@ -90,7 +90,12 @@ def can_be_passed(job: tables.JobRow, now: datetime) -> bool:
 
     So devices are not idle while it waits for enough of them, and it does not wait for ever.
     """
-    return now < job.claim_order_at + PASSING
+    return now < end_of_passing(job)
+
+
+def end_of_passing(job: tables.JobRow) -> datetime:
+    """Return until when jobs that need fewer devices may go before a job."""
+    return job.claim_order_at + PASSING
 
 
 def take_turn(session: Session, *, project_id: str, running_limit: int | None) -> bool:

@@ -88,7 +88,8 @@ def choose(
     than the `devices` that this worker offers says so, and is announced again later.
 
     Of these, `free_devices` are free (None: all). A job whose turn it is and that needs more of
-    them is passed by smaller ones for a while (`fair_share.PASSING`); then they are kept for it.
+    them is passed by smaller ones for a while (`fair_share.PASSING`); then they are kept for it,
+    unless a worker has found no room for its inputs.
     """
 
     def find(most: int) -> str | None:
@@ -102,9 +103,12 @@ def choose(
     if first is not None and free < devices:
         foremost = session.get_one(tables.JobRow, first, populate_existing=True)
         if foremost.devices > free:
-            if announced is not None and foremost.devices > 1:
+            # Devices that are kept for a job without room here would be idle for nothing.
+            has_room = foremost.state_reason != Reason.NO_ROOM
+            is_passed = not has_room or fair_share.can_be_passed(foremost, now)
+            if announced is not None and foremost.devices > 1 and has_room:
                 _tell_waiting_for_devices(session, foremost)
-            chosen = find(free) if free and fair_share.can_be_passed(foremost, now) else None
+            chosen = find(free) if free and is_passed else None
     needed = 0 if chosen is None else session.get_one(tables.JobRow, chosen).devices
     turn = NextJob(chosen, needed, awaits_devices=chosen != first)
     if announced is None or chosen == announced or announced in skipped:
@@ -136,10 +140,10 @@ def choose(
 
 def _tell_waiting_for_devices(session: Session, job: tables.JobRow) -> None:
     """Say in a job's state that it waits until enough devices of one worker are free."""
-    minutes = fair_share.PASSING.total_seconds() / 60
     message = (
-        f"The job needs {job.devices} devices of one worker at a time, and fewer are free. Jobs "
-        f"that need fewer go before it for {minutes:g} minutes; then devices are kept for it."
+        f"The job needs {job.devices} devices of one worker at a time, and fewer are free. From "
+        f"{fair_share.end_of_passing(job):%Y-%m-%d %H:%M} UTC on devices are kept for it; before, "
+        "jobs that need fewer may pass it."
     )
     decline(session, job_id=job.id, message=message, reason=Reason.TOO_FEW_DEVICES)
 

@@ -141,14 +141,17 @@ def connect(
 def _refuse_closed(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
     """Have the pool replace its connections where the server has closed this one meanwhile.
 
-    The server says nothing to a connection without a statement, except that it ends. To look for
-    that costs microseconds; a statement that is sent to find out costs an exchange. A machine
+    The server hardly says anything to a connection without a statement but that it ends (and that
+    its settings were loaded anew). To look for that costs microseconds; a statement that is sent to
+    find out costs an exchange. A machine
     that is gone without a word is found by the keepalives, within 25 s.
     """
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN | select.POLLERR | select.POLLHUP)
     if waiting.poll(0):
-        raise sa.exc.InvalidatePoolError("the server has closed the connection")
+        raise sa.exc.InvalidatePoolError(
+            "the server has closed the connection, or its settings have changed"
+        )
 
 
 class _LimitedConnection(psycopg.Connection[Any]):

@@ -145,10 +145,22 @@ def parse_allowed(text: str) -> list[str]:
     for one in allowed:
         try:
             parse(_named(one, "project"))
+            _check_project(one)
         except ValueError as error:
             shown = "a place" if "@" in one else repr(one[:LONGEST_URL])
             raise ValueError(f"{shown} {error}") from error
     return allowed
+
+
+def _check_project(allowed: str) -> None:
+    # Within a name it could not be told which folders an allowed place may be.
+    _, _, path = allowed.partition("://")
+    bucket, *names = path.split("/")
+    if PROJECT in bucket or any(PROJECT in name and name != PROJECT for name in names):
+        raise ValueError(
+            f"has {PROJECT} as a part of a name or as a bucket: make it a folder of its own, such "
+            f"as s3://bucket/{PROJECT}"
+        )
 
 
 def check_apart(allowed: Sequence[str], own: Sequence[str | Path]) -> None:

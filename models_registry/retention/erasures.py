@@ -89,7 +89,7 @@ def erase(
     now = database.now(session)
     for row in chosen:
         taken |= _archives(row)
-        if row.deleted_at is not None:
+        if row.deleted_at is not None and row.source is None:
             _leave_prepared(erasure, references.write(name, row.version))
         row.archive_sha256, row.deleted_at = None, row.deleted_at or now
         # They may quote the data, or name people and files.

@@ -1,6 +1,9 @@
 """The application as a whole: what every request gets, and how it starts and stops."""
 
+import http.client
+import json
 import re
+import socket
 
 import pytest
 import structlog
@@ -8,10 +11,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+from api import middleware
 from api.app import create_app
 from models_registry.persistence import tables
 from models_registry.settings import Settings
-from tests import databases
+from tests import databases, serving, waiting
 
 pytestmark = databases.SQLITE_ONLY
 
@@ -160,6 +164,21 @@ class TestBodies:
             "/v1/jobs", content=chunks, headers={"content-type": "application/json"}
         )
         assert answer.status_code == 413
+
+    def test_that_stop_halfway_are_not_waited_for(
+        self, app: FastAPI, api_key: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(middleware, "BODY_STALL_SECONDS", 0.2)
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api_key}\r\n"
+        body = "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        with (
+            serving.served(app) as server,
+            socket.create_connection(("127.0.0.1", server.port), waiting.PATIENCE_SECONDS) as line,
+        ):
+            line.sendall((head + body).encode())
+            answer = http.client.HTTPResponse(line)
+            answer.begin()
+            assert (answer.status, json.load(answer)["code"]) == (408, "body_stalled")
 
     @pytest.mark.parametrize(
         ("body", "code"),

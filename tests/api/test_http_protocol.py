@@ -18,7 +18,10 @@ GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Application:
-    """Answers with what it was asked, and keeps count; `/wait` waits until `release` is set."""
+    """Answers with what it was asked, and keeps count.
+
+    `/wait` waits until `release` is set, `/early` does not wait for a body.
+    """
 
     def __init__(self) -> None:
         self.release = threading.Event()
@@ -34,7 +37,8 @@ class Application:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"begun", "more_body": True})
         body = b""
-        while (message := await receive())["type"] == "http.request":
+        message: dict[str, Any] = {"type": "none"}
+        while path != "/early" and (message := await receive())["type"] == "http.request":
             body += message["body"]
             if path == "/stream":
                 continue
@@ -271,6 +275,24 @@ class TestHeads:
             assert answers.next()[0] == 200
             connection.sendall(b"GET / HTTP/1.1\r\n")
             assert answers.next()[1]["code"] == "header_stalled"
+            assert answers.is_over()
+
+    def test_of_which_only_blank_lines_come_end_the_connection(self, quick: serving.Served) -> None:
+        with connected(quick) as connection:
+            answers = Answers(connection)
+            connection.sendall(GET % b"first")
+            assert answers.next()[0] == 200
+            connection.sendall(b"\r\n")
+            assert answers.is_over()
+
+    def test_never_come_behind_a_body_that_was_answered_early(self, quick: serving.Served) -> None:
+        with connected(quick) as connection:
+            answers = Answers(connection)
+            connection.sendall(
+                b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx"
+            )
+            assert answers.next()[0] == 200
+            connection.sendall(b"x")
             assert answers.is_over()
 
     def test_that_never_begin_end_the_connection(self, quick: serving.Served) -> None:

@@ -46,6 +46,11 @@ class Stack:
     restarts_workers: bool
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    @property
+    def sources(self) -> Path:
+        """Return the folder that data sets may refer to, where the service is embedded."""
+        return self.folder / "sources"
+
     def client(self) -> Client:
         """Return a client of the service."""
         return Client(self.url, self.api_key)
@@ -154,6 +159,7 @@ def embedded(folder: Path) -> Iterator[Stack]:
     data_dir = folder / "retort-data"
     environment = {**os.environ, **QUICK, "XDG_CONFIG_HOME": str(folder)}
     running = Stack(f"http://127.0.0.1:{port}", "", environment, folder, True)
+    environment["RETORT_SOURCES"] = running.sources.as_uri()
     command = ["-m", "retort", "up", "--data-dir", str(data_dir), "--port", str(port)]
     running.start("up", *command, "--device", "cpu")
     children: list[psutil.Process] = []

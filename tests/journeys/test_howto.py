@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -307,6 +308,9 @@ class Reader:
         if "FEDERATION" in line:
             found: types.Federation = next(self.retort.federations.list())
             line = line.replace("FEDERATION", found.id)
+        for place in ("s3://pictures", "file:///srv/pictures"):
+            # What is read is a folder of this machine, whatever the page reads.
+            line = line.replace(place, self.stack.sources.as_uri())
         return line.replace("http://HOST:8765", self.stack.url)
 
 
@@ -330,6 +334,10 @@ class TestPages:
 @ON_EMBEDDED
 class TestCommands:
     def test_run_in_order_as_printed(self, reader: Reader, folders: dict[str, Path]) -> None:
+        sources = reader.stack.sources
+        (sources / "photos").mkdir(parents=True)
+        shutil.copy(folders["your-images"] / "photos.zip", sources)
+        shutil.unpack_archive(sources / "photos.zip", sources / "photos")
         for page in PAGES:
             reader.read(page, folders[page])
         assert not reader.failed, "\n\n".join(reader.failed)

@@ -694,7 +694,7 @@ class TestALostConnection:
 def api_process(stack: Stack) -> psutil.Process:
     """Return the process that serves the API."""
     mine = psutil.Process(stack.processes["up"].pid).children(recursive=True)
-    return next(one for one in mine if "api.app:create_app" in one.cmdline())
+    return next(one for one in mine if "api.server" in one.cmdline())
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from workers.context import Context
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LEASE_SECONDS = 12.0
-TRAINING: dict[str, Any] = {"epochs": 4, "checkpoint_seconds": 0.2}
+TRAINING: dict[str, Any] = {"epochs": 24, "checkpoint_seconds": 0.2}
 
 
 @dataclass
@@ -187,7 +187,9 @@ class TestSlots:
         service.wait(small, State.SUCCEEDED)  # it has gone before
         assert scenes.job(service.context, wide).state == State.QUEUED
         service.cancel(first)
-        service.wait(wide, State.RUNNING)
+        scenes.wait_until(
+            lambda: scenes.job(service.context, wide).state != State.QUEUED, "it is claimed"
+        )
         later = service.submit()
         service.wait(later, State.SUCCEEDED)
         job = scenes.job(service.context, wide)
@@ -206,9 +208,15 @@ class TestSlots:
     ) -> None:
         worker = service.ensure()
         jobs = [service.submit(training=TRAINING) for _ in range(2)]
-        for job_id in jobs:
-            scenes.wait_until(has_checkpoint(service.context, job_id), "it has a checkpoint")
-            engine_of(job_id).suspend()  # it cannot end before the worker is killed
+        running = set(jobs)
+
+        def all_stand_still() -> bool:
+            for job_id in [one for one in running if has_checkpoint(service.context, one)()]:
+                engine_of(job_id).suspend()  # it cannot end before the worker is killed
+                running.remove(job_id)
+            return not running
+
+        scenes.wait_until(all_stand_still, "both have a checkpoint")
         family = worker.family()
         worker.process.kill()
         worker.process.wait()

@@ -35,6 +35,7 @@ from workers import (
     disk_space,
     exporter,
     inspector,
+    machine_health,
     runner,
     sampler,
     source_files,
@@ -237,6 +238,18 @@ class TestInspection:
         assert rejection["code"] == "source_unreachable"
         assert "mount it on every worker" in rejection["message"]
 
+    def test_of_what_has_no_room_here_is_postponed_before_it_is_fetched(
+        self, context: Context, project: str, sources: Path
+    ) -> None:
+        put(sources / "large", tree())
+        version_id = register(context, project, (sources / "large").as_uri())
+        settings = context.settings.model_copy(update={"worker_min_free_bytes": 2**60})
+        with structlog.testing.capture_logs():
+            full = dataclasses.replace(context, settings=settings)
+            assert inspector.inspect(full, "datasets", version_id) is None
+        assert version_of(context, version_id).state == "pending"
+        assert not any(context.settings.scratch_dir.rglob(source_files.UPLOAD))
+
     def test_of_a_worker_that_stops_is_given_back(
         self, context: Context, project: str, sources: Path
     ) -> None:
@@ -326,7 +339,8 @@ class TestRoom:
         empty_cache(context)
         told = disk_space.make_room(context, job_id)
         assert told is not None
-        assert "inputs need 2097152.00 GiB" in told
+        prepared = sum(file.size_bytes for file in inputs_of(context, ready).files)
+        assert f"inputs need {machine_health.gibibytes(2**51 + 2 * prepared)}" in told
 
 
 class TestJob:
@@ -395,6 +409,19 @@ class TestSamples:
 
 
 class TestErasure:
+    def test_finds_what_workers_have_of_one_that_was_deleted_before(
+        self, context: Context, project: str, ready: str
+    ) -> None:
+        made = inputs_of(context, ready)
+        with context.sessions.begin() as session:
+            version = session.get_one(tables.DatasetVersionRow, ready).version
+            datasets.delete_version(session, project_id=project, name="photos", version=version)
+        with context.sessions.begin() as session:
+            erasure = erasures.erase(session, project_id=project, name="photos", version=version)
+        assert [one.kind for one in erasure.remains if "prepared" in one.kind] == []
+        ErasedInputs(context.settings).drop(context.sessions)
+        assert not any((context.settings.cache_dir / file.sha256).exists() for file in made.files)
+
     def test_drops_what_workers_have_and_leaves_the_source(
         self, context: Context, project: str, ready: str
     ) -> None:

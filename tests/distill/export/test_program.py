@@ -1,6 +1,7 @@
 """Exports by task, format and precision: read again, they answer as the original does."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from tests.distill import folders
 from workers.distill import errors
@@ -285,6 +287,20 @@ class TestHalfPrecision:
         report = exported("onnx")
         assert any("compute in float32" in one for one in report["notes"])
         assert report["measured"]["checks"]["decisions_equal"] == checks.NOISE_IMAGES
+
+
+class TestComputeInHalf:
+    def test_takes_infinite_constants_as_they_are(self) -> None:
+        module = nn.Linear(2, 2)
+        module.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+        half_precision.compute_in_half(module)
+        assert module.get_buffer("mask").tolist() == [0, -math.inf]
+
+    def test_refuses_large_constants_that_no_file_holds(self) -> None:
+        module = nn.Linear(2, 2)
+        module.register_buffer("scale", torch.tensor([1e6]), persistent=False)
+        with pytest.raises(errors.NotExportable, match="scale have values beyond 65,504"):
+            half_precision.compute_in_half(module)
 
 
 class TestRefusals:

@@ -23,12 +23,15 @@ from workers.distill.runtime import events, rank_processes, signals
 folder, case = Path(sys.argv[1]), sys.argv[2]
 
 def work(rank):
-    (folder / f"pid{rank}").write_text(str(os.getpid()))
+    (folder / f"new{rank}").write_text(str(os.getpid()))
+    (folder / f"new{rank}").rename(folder / f"pid{rank}")
     if case == "done":
         while rank == 0 and not (folder / "pid1").exists():
             time.sleep(0.01)
         return 0
     if case == "failed" and rank == 1:
+        while not (folder / "pid0").exists():
+            time.sleep(0.01)
         reporter.failure("diverged", "a loss was not finite", retryable=False, details={})
         return 1
     if case == "lost" and rank == 1:

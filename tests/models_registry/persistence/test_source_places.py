@@ -123,6 +123,15 @@ class TestSetting:
         with pytest.raises(ValueError, match=r"write|has a"):
             self.given(tmp_path, sources)
 
+    @pytest.mark.parametrize(
+        "source", ["file:///data/p-{project}", "s3://bucket/x-{project}/y", "s3://{project}/x"]
+    )
+    def test_refuses_a_project_that_is_no_folder_of_its_own(
+        self, tmp_path: Path, source: str
+    ) -> None:
+        with pytest.raises(ValueError, match="make it a folder of its own"):
+            self.given(tmp_path, source)
+
     @pytest.mark.parametrize("below", ["", "storage", "storage/sha256", "data", ".."])
     def test_refuses_places_where_the_service_keeps_its_bytes(
         self, tmp_path: Path, below: str

@@ -214,7 +214,7 @@ function Form({ kind, name }: { kind: Kind; name: string }) {
   );
   const card = input("card", "Description", { hint: "Shown with the version; Markdown." });
   const further = (fields: string[], children: ComponentChildren) => (
-    <details open={fields.some((field) => faultsAt(faults, [field]).length + faultsAt(faults, ["input", field]).length > 0)}>
+    <details open={fields.some((field) => faultsAt(faults, [field]).length + faultsAt(faults, ["input", field]).length + faultsAt(faults, ["arguments", field]).length > 0)}>
       <summary>Further fields</summary>
       <div class="grid">{children}</div>
     </details>

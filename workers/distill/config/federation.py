@@ -190,7 +190,8 @@ class Federation(Values):
         le=100_000,
         description="Replies that a round needs. With fewer, a simulated round changes nothing and "
         "is counted as skipped; with remote clients the job fails. Of fd and feddistill also: "
-        "the clients that must hold a label before its row is sent. null: 2, or 1 of one client.",
+        "the clients that must hold a label before its row is sent (feddistill's released_code "
+        "sends all). null: 2, or 1 of one client.",
     )
     deadline_seconds: float = Field(
         600, gt=0, le=30 * 86_400, description="Of remote clients: how long a round waits."

@@ -58,7 +58,7 @@ def compute_in_half(module: nn.Module) -> None:
     }
     others = {
         name: tensor
-        for name, tensor in module.state_dict().items()
+        for name, tensor in {**module.state_dict(), **dict(module.named_buffers())}.items()
         if name.rpartition(".")[0] not in norms
     }
     if too_large := set(beyond_range(others)):
@@ -76,7 +76,7 @@ def compute_in_half(module: nn.Module) -> None:
 def beyond_range(tensors: dict[str, Tensor]) -> Iterator[str]:
     """Yield the names of finite tensors of which float16 would make an infinite one."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel() and float(tensor.abs().max()) > LARGEST:
+        if tensor.is_floating_point() and bool((tensor.half().isinf() & tensor.isfinite()).any()):
             yield name
 
 

@@ -68,6 +68,12 @@ class TestReleasedCode:
         # A label that the client lacks has a row of zeros.
         assert not bool(parties.replies[0].tensors["label_scores"][2:].any())
 
+    def test_withholds_no_row_since_all_count_as_holders(self) -> None:
+        parties = gather("feddistill", [[0, 1, 1, 2], [0, 1, 3, 3]], released_code=True)
+        parties.run(1)
+        assert parties.consensus.tensors["label_holders"].tolist() == [2, 2, 2, 2]
+        assert parties.method.round_metrics()["withheld_labels"] == 0
+
     def test_goes_on_from_the_state_of_a_client(self) -> None:
         parties, resumed = (gather("feddistill", released_code=True) for _ in range(2))
         parties.run(1)

@@ -86,8 +86,8 @@ def leave_one_out(uploads: LabelMeans) -> LabelMeans:
 def leave_one_out_all(uploads: LabelMeans) -> LabelMeans:
     """Return the teacher of each client as the paper writes it: divided by all others, K - 1.
 
-    Clients without the label count as rows of zeros, so that rows may have a sum below 1, which
-    no row of probabilities. With one client there is no row.
+    Clients without the label count as rows of zeros, so that rows may have a sum below 1, and
+    are no probabilities then. With one client there is no row.
     """
     rows, held = _filled(uploads)
     clients = len(rows)

@@ -6,7 +6,8 @@ clients' weights are averaged besides.
 Source: Seo et al., 2020, arXiv 2011.02367, as run by Zhu et al., ICML 2021, arXiv 2105.10056
 (FedDistill and FedDistill+).
 Differs: means are of a round, over the clients that hold a label, without the client's own; none
-is sent of a label that fewer clients hold than `min_clients`, as in `fd`.
+is sent of a label that fewer clients hold than `min_clients`, as in `fd`, except by `released_code`,
+whose counts make every client a holder.
 `released_code` is FedGen's code: sums go on over all rounds and start from a count of 1, which
 flattens them; the mean is over all clients, the own included, and zeros where one lacks a label.
 Checked against: zhuangdizhu/FedGen, by way of values computed independently.
@@ -129,6 +130,7 @@ class FedDistill(FederatedMethod):
         totals = label_means.total(
             LabelMeans(*(torch.stack(parts) for parts in zip(*uploads, strict=True)))
         )
+        # In the code's form every client counts as a holder of every label: nothing is withheld.
         is_sent = totals.holders >= self.fewest_holders
         means = totals.sums[is_sent] / totals.holders[is_sent, None]
         self._metrics = {"withheld_labels": float(((totals.holders > 0) & ~is_sent).sum())}

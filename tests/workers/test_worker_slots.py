@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers import __main__ as command
+from workers import worker_slots
 
 
 class TestSlotsOf:
@@ -20,7 +20,7 @@ class TestSlotsOf:
     def test_are_those_of_the_settings_for_a_worker_of_jobs(
         self, arguments: list[str], slots: int
     ) -> None:
-        assert command.slots_of(arguments, 3) == slots
+        assert worker_slots.slots_of(arguments, 3) == slots
 
     @pytest.mark.parametrize(
         ("arguments", "reason"),
@@ -35,7 +35,7 @@ class TestSlotsOf:
         self, arguments: list[str], reason: str
     ) -> None:
         with pytest.raises(ValueError, match=reason):
-            command.slots_of(arguments, 3)
+            worker_slots.slots_of(arguments, 3)
 
     def test_may_be_one_for_all_queues(self) -> None:
-        assert command.slots_of([], 1) == 1
+        assert worker_slots.slots_of([], 1) == 1
