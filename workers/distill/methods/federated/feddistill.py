@@ -8,7 +8,8 @@ Source: Seo et al., 2020, arXiv 2011.02367, as run by Zhu et al., ICML 2021, arX
 Differs: means are of a round, over the clients that hold a label, without the client's own; none
 is sent of a label that fewer clients hold than `min_clients`, as in `fd`.
 `released_code` is FedGen's code: sums go on over all rounds and start from a count of 1, which
-flattens them and makes every client a holder of every label, so that all are sent; the mean is over all clients, the own included, and zeros where one lacks a label.
+flattens them and makes every client a holder of every label, so that all are sent; the mean is over
+all clients, the own included, and zeros where one lacks a label.
 Checked against: zhuangdizhu/FedGen, by way of values computed independently.
 """
 
