@@ -531,7 +531,7 @@ def add_version(
         project_id=project_id,
         dataset_id=dataset_id,
         version=number,
-        created_at=database.now(session),  # under the counter's lock, as in models.py
+        created_at=database.now(session, anew=True),  # under the counter's lock, as in models.py
         **columns,
     )
     session.add(row)

@@ -234,7 +234,8 @@ def add_version(
     """
     _is_new_line(session, project_id, new.name)
     model_id, number = _next_number(session, project_id, new.name)
-    now = database.now(session)  # read under the counter's lock: later numbers have later times
+    # Read under the lock of the counter: later numbers have later times.
+    now = database.now(session, anew=True)
     row = tables.ModelVersionRow(
         id=ids.new("mdl"),
         project_id=project_id,

@@ -201,15 +201,17 @@ def readers(engine: sa.Engine) -> Sessions:
     return sessions(engine.execution_options(**options))
 
 
-def now(session: Session) -> datetime:
+def now(session: Session, *, anew: bool = False) -> datetime:
     """Return the database's time: the one clock by which leases are granted and judged.
 
-    It is asked once in a transaction; from then on, what has passed here is added.
+    It is asked once in a transaction; from then on, what has passed here is added, which is too
+    little by as long as the answer took. `anew` asks again, for times that must be in the order in
+    which a lock was held.
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
     reading: _ClockReading | None = session.info.get(_ClockReading)
-    if reading is None or reading.transaction is not session.get_transaction():
+    if anew or reading is None or reading.transaction is not session.get_transaction():
         return _note_clock(session, session.scalars(_CLOCK).one())
     return reading.moment + timedelta(seconds=time.clock_gettime(_ELAPSED) - reading.elapsed)
 

@@ -133,6 +133,9 @@ class TestNow:
                 assert sorted(set(times)) == times
                 session.rollback()
                 assert len([one for one in asked if "clock_timestamp" in one]) == number
+            before = database.now(session)
+            assert database.now(session, anew=True) > before
+            assert len([one for one in asked if "clock_timestamp" in one]) == 4
 
     def test_can_be_stored_and_read_without_loss(self, sessions: database.Sessions) -> None:
         with sessions.begin() as session:
